@@ -1,0 +1,1 @@
+"""The frozen configuration schema and the recipes."""

@@ -1,0 +1,59 @@
+"""Settings of an inference engine: what is served, and how."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from configs.section import Section
+
+EngineName = Literal["transformers", "openvino", "onnxruntime", "vllm"]
+
+
+class SchedulerSettings(Section):
+    """How concurrent requests share the engine."""
+
+    max_num_seqs: int = Field(
+        32, ge=1, description="requests decoded together; transformers: the static batch size"
+    )
+    max_num_batched_tokens: int = Field(
+        512, ge=16, description="tokens of one scheduler step, prompts and new ones"
+    )
+    cache_mib: int = Field(512, ge=16, description="KV cache reserved by a paged scheduler, MiB")
+    prefix_caching: bool = Field(False, description="reuse the KV blocks of equal prompt prefixes")
+    split_prefill: bool = Field(
+        True, description="mix prompt chunks with decoding (OpenVINO: dynamic_split_fuse)"
+    )
+
+
+class EngineSettings(Section):
+    """One engine configuration. With an artifact it makes a candidate."""
+
+    engine: EngineName = Field(description="which inference engine")
+    compute: Literal["f32", "bf16"] = Field("f32", description="type of the arithmetic")
+    kv_cache: Literal["f32", "bf16", "f16", "u8", "u4"] = Field(
+        "f32", description="type in which keys and values are kept"
+    )
+    activation_group: int = Field(
+        0,
+        ge=0,
+        description="activations quantized to int8 on the fly in groups of this size; 0: not (OpenVINO)",
+    )
+    use_kv_cache: bool = Field(
+        True, description="false: recompute the whole prefix for every token (to measure it)"
+    )
+    threads: int = Field(2, ge=1, description="compute threads")
+    scheduler: SchedulerSettings = Field(SchedulerSettings(), description="batching of concurrent requests")
+
+    @model_validator(mode="after")
+    def _possible(self) -> "EngineSettings":
+        if not self.use_kv_cache and self.engine != "transformers":
+            raise ValueError("use_kv_cache: false exists for engine: transformers only; leave it out")
+        if self.activation_group and self.engine != "openvino":
+            raise ValueError("activation_group exists for engine: openvino only; set it to 0")
+        if self.kv_cache in ("u8", "u4") and self.engine not in ("openvino",):
+            raise ValueError(
+                f"kv_cache: {self.kv_cache} is not offered by engine: {self.engine}; use openvino, or kv_cache: {self.compute}"
+            )
+        if self.engine == "openvino" and self.compute == "bf16" and self.kv_cache == "f32":
+            raise ValueError("kv_cache: f32 is refused by OpenVINO with compute: bf16; use bf16 or u8")
+        return self

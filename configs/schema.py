@@ -1,0 +1,187 @@
+"""The whole configuration of a rollout."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from configs.engine import EngineSettings, SchedulerSettings
+from configs.model import ModelSettings
+from configs.quality import QualitySettings
+from configs.section import Section
+from configs.weights import WeightSettings
+
+
+class Goals(Section):
+    """Limits on resources. A goal left out always holds. Speed-ups are against the source model on `profile.baseline`."""
+
+    max_weights_mib: float | None = Field(None, gt=0, description="weights of the release, MiB")
+    max_peak_mib: float | None = Field(None, gt=0, description="peak memory while serving, MiB")
+    min_decode_speedup: float | None = Field(None, gt=0, description="one stream, new tokens a second, ratio")
+    min_throughput_speedup: float | None = Field(None, gt=0, description="all requests in flight, ratio")
+    max_ttft_ms_p95: float | None = Field(None, gt=0, description="time to first token, one stream, ms")
+    max_itl_ms_p95: float | None = Field(None, gt=0, description="inter-token latency, one stream, ms")
+
+
+class RequestSettings(Section):
+    """The request list that speed is measured on: prompts cut from the text, lengths drawn once by seed."""
+
+    count: int = Field(32, ge=1, description="requests")
+    prompt_tokens: int = Field(16, ge=1, description="prompt length of every request")
+    min_new_tokens: int = Field(8, ge=2, description="shortest completion")
+    max_new_tokens: int = Field(32, ge=2, description="longest completion")
+    one_stream_new_tokens: int = Field(
+        32, ge=4, description="completion length of the one-stream measurement"
+    )
+    repeats: int = Field(3, ge=1, description="times each is measured; medians are reported")
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _possible(self) -> "RequestSettings":
+        if self.max_new_tokens < self.min_new_tokens:
+            raise ValueError("max_new_tokens must not be below min_new_tokens")
+        return self
+
+
+class ProfileSettings(Section):
+    """Stage 1: what the source model costs on the baseline engine."""
+
+    baseline: EngineSettings = Field(
+        EngineSettings(engine="transformers", scheduler=SchedulerSettings(max_num_seqs=1)),
+        description="what speed-ups are measured against: requests one after another",
+    )
+    batch_sizes: tuple[int, ...] = Field((1, 8), min_length=1, description="batch sizes of the latency table")
+    context_tokens: tuple[int, ...] = Field(
+        (16, 256), min_length=1, description="prompt lengths of the latency table"
+    )
+    new_tokens: int = Field(12, ge=4, description="new tokens a measurement of the latency table")
+
+
+class WeightCandidate(Section):
+    """One point of the quantize stage's declared space: a weight format on an engine, with each KV-cache type."""
+
+    engine: Literal["openvino", "onnxruntime"]
+    weights: WeightSettings
+    compute: Literal["f32", "bf16"] = "f32"
+    activation_group: int = Field(0, ge=0, description="int8 activations in groups of this size (OpenVINO)")
+    kv_cache: tuple[Literal["f32", "bf16", "f16", "u8", "u4"], ...] = Field(("f32",), min_length=1)
+
+
+class QuantizeSettings(Section):
+    """Stage 2."""
+
+    candidates: tuple[WeightCandidate, ...] = Field(min_length=1)
+    scheduler: SchedulerSettings = SchedulerSettings()
+
+
+class BatchingSettings(Section):
+    """Stage 3: scheduler settings to try on the request list."""
+
+    schedulers: tuple[SchedulerSettings, ...] = Field(min_length=1)
+    min_gain: float = Field(
+        1.0, ge=1, description="throughput ratio to the stage before that a proposal must exceed"
+    )
+
+
+class TrainingSettings(Section):
+    """The part of training that adaptation and distillation share."""
+
+    steps: int = Field(12, ge=1, description="optimizer steps")
+    batch_sequences: int = Field(4, ge=1, description="packed sequences a step")
+    sequence_tokens: int = Field(128, ge=16, description="tokens of a packed sequence")
+    learning_rate: float = Field(5e-4, gt=0, description="peak; linear warm-up, then cosine to zero")
+    warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    autocast: Literal["none", "bf16"] = Field("bf16", description="mixed precision")
+    checkpoint_steps: int = Field(5, ge=1, description="a kill loses at most this many steps")
+    seed: int = Field(0, ge=0)
+
+
+class LoraSettings(Section):
+    """One low-rank adapter."""
+
+    method: Literal["lora", "qlora", "dora"] = Field(
+        description="qlora: the base is held in NF4, double quantization"
+    )
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0, description="scale is alpha / rank")
+    target_modules: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
+    )
+
+
+class AdaptSettings(Section):
+    """Stage 4: adapters on the user's data, and recovery of what quantization lost."""
+
+    data: str | None = Field(
+        None,
+        description="'text' (the train part of quality.text) or a JSONL file ('text' or chat 'messages'); null: none",
+    )
+    methods: tuple[LoraSettings, ...] = Field((LoraSettings(method="lora"),), min_length=1)
+    training: TrainingSettings = TrainingSettings()
+    recovery: TrainingSettings | None = Field(
+        None,
+        description="training against the challenger's rounded weights with the source as teacher; null: off",
+    )
+
+
+class DistillSettings(Section):
+    """Stage 5: a shallower student from the teacher's logits."""
+
+    layers_fraction: float = Field(0.75, gt=0, le=0.75, description="layers the student keeps")
+    temperature: float = Field(
+        2.0, gt=0, description="T: softens both distributions; the soft loss is scaled by T^2"
+    )
+    alpha: float = Field(
+        0.2, ge=0, le=1, description="weight of the hard cross-entropy; 1 - alpha for the soft loss"
+    )
+    training: TrainingSettings = TrainingSettings()
+
+
+class LedgerSettings(Section):
+    """The closing interleaved measurement of every kept stage."""
+
+    blocks: int = Field(8, ge=8, description="ABBA blocks; fewer do not carry the interval")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="two-sided, of each ratio")
+
+
+class TrackingSettings(Section):
+    """Where MLflow is."""
+
+    uri: str | None = Field(
+        None, description="MLflow server; null: the embedded SQLite store under mlflow/store"
+    )
+
+
+class Config(Section):
+    """A rollout: a model, limits, margins and the stages to take. A stage left out is not taken."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="name of the recipe")
+    model: ModelSettings
+    threads: int = Field(
+        2, ge=1, description="compute threads of every library; must be the threads of every engine"
+    )
+    goals: Goals = Goals()
+    quality: QualitySettings = QualitySettings()
+    requests: RequestSettings = RequestSettings()
+    profile: ProfileSettings = ProfileSettings()
+    quantize: QuantizeSettings | None = None
+    batching: BatchingSettings | None = None
+    adapt: AdaptSettings | None = None
+    distill: DistillSettings | None = None
+    ledger: LedgerSettings = LedgerSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Config":
+        if self.quantize is None and (self.batching or self.adapt or self.distill):
+            raise ValueError(
+                "batching, adapt and distill act on what quantize proposes; add a quantize section"
+            )
+        for where, engine in (
+            ("profile.baseline", self.profile.baseline),
+            ("quality.reference", self.quality.reference),
+        ):
+            if engine.threads != self.threads:
+                raise ValueError(
+                    f"{where}.threads is {engine.threads}, threads is {self.threads}; they must be equal"
+                )
+        return self

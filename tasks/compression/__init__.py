@@ -1,0 +1,1 @@
+"""Exports and weight compression, shared by the stages."""

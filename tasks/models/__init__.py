@@ -1,0 +1,1 @@
+"""Model sources to local checkpoints."""

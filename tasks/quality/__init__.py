@@ -1,0 +1,1 @@
+"""Scoring, per-sample records, statistics and the gate."""

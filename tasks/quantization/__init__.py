@@ -1,0 +1,1 @@
+"""Stage 2: weights and KV cache."""

@@ -1,0 +1,1 @@
+"""Candidates, stage results and the decisions on them."""

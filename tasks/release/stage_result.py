@@ -1,0 +1,59 @@
+"""What a stage says to the flow: the record it branches on and tracking logs."""
+
+from typing import Literal
+
+from tasks.quality.verdict import GateVerdict, VerdictName
+from tasks.release.candidate import Candidate, Measurement
+from tasks.store.record import Record
+
+StageName = Literal["profile", "quantize", "batching", "adapt", "distill"]
+
+
+class CandidateResult(Record):
+    """One candidate that a stage looked at.
+
+    Attributes:
+        candidate: what was tried; None when it could not be built.
+        name: its name, also when it could not be built.
+        measurement: None when it failed before it could be measured.
+        screen: cheap quality figures on the search split, by metric name ("kl_nats", "perplexity_delta_fraction", ...).
+        error: why it failed, one line; None when it did not.
+    """
+
+    name: str
+    candidate: Candidate | None
+    measurement: Measurement | None
+    screen: dict[str, float] = {}
+    error: str | None = None
+
+
+class StageResult(Record):
+    """One stage of one rollout.
+
+    Attributes:
+        stage: which.
+        verdict: the stage's outcome; SKIPPED when the design's rule did not call for it.
+        kept: whether its proposal became the release.
+        reason: one line, always.
+        proposal: the candidate it proposes; None when it has none.
+        measurement: of the proposal.
+        gate: the quality verdict on the proposal; None when nothing was judged.
+        candidates: everything it tried.
+        metrics: further figures under their MLflow names.
+        text: figures and tables for the reader, by file name (logged as text artifacts).
+        seconds: wall time when it was computed.
+        cached: whether this run found it in the store.
+    """
+
+    stage: StageName
+    verdict: VerdictName
+    kept: bool
+    reason: str
+    proposal: Candidate | None = None
+    measurement: Measurement | None = None
+    gate: GateVerdict | None = None
+    candidates: tuple[CandidateResult, ...] = ()
+    metrics: dict[str, float] = {}
+    text: dict[str, str] = {}
+    seconds: float = 0.0
+    cached: bool = False

@@ -1,0 +1,1 @@
+"""Requests, latency and throughput measurement."""

@@ -1,0 +1,1 @@
+"""What adaptation and distillation share."""
