@@ -74,7 +74,7 @@ def tango_statistic(lost: ArrayLike, gained: ArrayLike, items: ArrayLike, loss: 
     """Score statistic of "the true loss of accuracy is `loss`", about standard normal; broadcasts.
 
     Tango (1998), Statistics in Medicine 17, 891-908: the nuisance parameter, the chance of a gain, is the
-    positive root of its constrained likelihood equation. Counts may be fractional (divided by a design effect).
+    positive root of its constrained likelihood equation. Counts may be fractional (after a design effect).
 
     Args:
         lost: items that the reference answers right and the candidate wrong.
@@ -98,7 +98,7 @@ def tango_limits(
 
 
 def _tango_low(lost: ArrayLike, gained: ArrayLike, items: ArrayLike, alpha: ArrayLike) -> Floats:
-    # Bisection, not scipy's find_root: it never evaluates the ends of the bracket, where the variance may be 0.
+    # Bisection, not scipy's find_root: it never evaluates the ends of the bracket, where the variance is 0.
     b, c, n, a = np.broadcast_arrays(*(np.asarray(x, dtype=np.float64) for x in (lost, gained, items, alpha)))
     z = stats.norm.isf(a)
     low, high = np.full(b.shape, -1.0), (b - c) / n
@@ -155,8 +155,8 @@ def effective_clusters(items: Floats) -> Floats:
 def text_limits(values: Floats, weights: Floats, alpha: float, *, skewed: bool) -> tuple[Floats, Floats]:
     """Limits of a ratio from cluster totals, shape (..., G): t, or Hall's transformation of t where `skewed`.
 
-    Hall (1992), Journal of the Royal Statistical Society B 54, 221-228: a monotone cubic transformation removes
-    the skewness of the studentized mean.
+    Hall (1992), Journal of the Royal Statistical Society B 54, 221-228: a monotone cubic transformation
+    removes the skewness of the studentized mean.
     """
     clusters = values.shape[-1]
     ratio, error, skewness = jackknife_ratio(values, weights)

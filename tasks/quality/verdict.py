@@ -23,7 +23,9 @@ class MetricVerdict(Record):
         alpha: one-sided level of this metric's PASS test, after the correction for tries and looks.
         items: number of items (paired).
         clusters: number of clusters.
-        needed: items that would decide, when INCONCLUSIVE.
+        lost: accuracy: items that the reference answers right and the candidate wrong.
+        gained: accuracy: the reverse.
+        needed: items that would decide, when INCONCLUSIVE; None where no number of them would.
         verdict: PASS when ci_high < margin, FAIL when the interval at the corrected level lies above the margin.
     """
 
@@ -39,6 +41,8 @@ class MetricVerdict(Record):
     alpha: float
     items: int
     clusters: int
+    lost: int | None = None
+    gained: int | None = None
     needed: int | None = None
     verdict: Literal["PASS", "FAIL", "INCONCLUSIVE"]
 

@@ -1,0 +1,141 @@
+"""Joins the samples of two models into arrays, or says exactly what does not match."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.quality.samples import Sample, Samples
+
+ACCURACY_METRICS = ("acc", "acc_norm", "exact_match")
+"""Metrics of 0 and 1; the gate judges the first of them that a task has."""
+
+ONE_SAMPLE_METRICS = ("kl", "flips")
+"""Metrics that already compare the candidate with the reference: only the candidate has them.
+
+The reference may leave them out, or give rows of value 0. Where it leaves them out, the items of its
+perplexity in the same task are the set that the candidate's rows must cover.
+"""
+
+NEGATIVE_KL_NATS = -1e-3
+"""Rounding makes a KL of nearly 0 slightly negative; below this a token it is not rounding."""
+
+_Items = dict[str, Sample]
+
+
+class SampleError(ValueError):
+    """Two sets of samples cannot be compared: the verdict is ERROR."""
+
+
+@dataclass(frozen=True)
+class PairedMetric:
+    """One metric of one task on the same items in the same order.
+
+    Attributes:
+        task: name of the task or text.
+        metric: name of the metric.
+        reference: numerators of the reference, shape (n,); zeros for a one-sample metric.
+        candidate: numerators of the candidate, shape (n,).
+        weights: denominators, shape (n,).
+        clusters: label of each item's cluster, shape (n,).
+    """
+
+    task: str
+    metric: str
+    reference: NDArray[np.float64]
+    candidate: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    clusters: NDArray[np.str_]
+
+
+def pair(reference: Samples, candidate: Samples) -> tuple[PairedMetric, ...]:
+    """Join on (task, metric, item, item_hash); the order of rows does not matter.
+
+    Raises:
+        SampleError: no rows, a duplicate item, an impossible value, or another set, hash, weight or cluster.
+    """
+    before, after = _indexed(reference, "reference"), _indexed(candidate, "candidate")
+    pairs = []
+    for task, metric in sorted(before.keys() | after.keys()):
+        expected, found = before.get((task, metric)), after.get((task, metric))
+        if expected is None and metric in ONE_SAMPLE_METRICS:
+            expected = before.get((task, "perplexity"))
+        if expected is None:
+            raise SampleError(
+                f"{metric} of {task}: the reference has no such samples; score both on the same metrics"
+            )
+        if found is None:
+            raise SampleError(
+                f"{metric} of {task}: the candidate has no such samples; score both on the same metrics"
+            )
+        pairs.append(_paired(task, metric, expected, found))
+    return tuple(pairs)
+
+
+def _indexed(samples: Samples, who: str) -> Mapping[tuple[str, str], _Items]:
+    tables: dict[tuple[str, str], _Items] = {}
+    for row in samples.rows:
+        where = f"{row.metric} of {row.task}, item {row.item!r} of the {who}"
+        _check_numbers(row, where)
+        items = tables.setdefault((row.task, row.metric), {})
+        if row.item in items:
+            raise SampleError(f"{where} occurs twice; every item must be scored once")
+        items[row.item] = row
+    if not tables:
+        raise SampleError(f"the {who} has no samples; score it first")
+    return tables
+
+
+def _check_numbers(row: Sample, where: str) -> None:
+    if not math.isfinite(row.value):
+        raise SampleError(f"{where}: value {row.value} is not finite; the model or the scoring is broken")
+    if not (math.isfinite(row.weight) and row.weight > 0):
+        raise SampleError(f"{where}: weight {row.weight} must be finite and above 0")
+    if row.metric in ACCURACY_METRICS and (row.value not in (0, 1) or row.weight != 1):
+        raise SampleError(
+            f"{where}: value {row.value}, weight {row.weight}; accuracy is 0 or 1 with weight 1"
+        )
+    if row.metric == "perplexity" and row.value < 0:
+        raise SampleError(f"{where}: negative log-likelihood {row.value} is below 0; the scoring is broken")
+    if row.metric == "kl" and row.value < NEGATIVE_KL_NATS * row.weight:
+        raise SampleError(f"{where}: KL {row.value} nats is below 0; the scoring is broken")
+
+
+def _paired(task: str, metric: str, expected: _Items, found: _Items) -> PairedMetric:
+    where = f"{metric} of {task}"
+    for items, others, who in ((expected, found, "candidate"), (found, expected, "reference")):
+        if missing := sorted(items.keys() - others.keys()):
+            raise SampleError(
+                f"{where}: the {who} lacks {len(missing)} of {len(items)} items, first {missing[0]!r}; "
+                "score both on the same items"
+            )
+    order = sorted(expected)
+    one_sample = metric in ONE_SAMPLE_METRICS
+    for item in order:
+        old, new = expected[item], found[item]
+        if old.item_hash != new.item_hash:
+            raise SampleError(
+                f"{where}, item {item!r}: its content changed (other hash); score both on the same items"
+            )
+        if old.cluster != new.cluster:
+            raise SampleError(f"{where}, item {item!r}: cluster {old.cluster!r} became {new.cluster!r}")
+        if old.weight != new.weight and not one_sample:
+            raise SampleError(
+                f"{where}, item {item!r}: weight {old.weight:g} became {new.weight:g}; "
+                "both models must count the same tokens"
+            )
+        if one_sample and old.metric == metric and old.value != 0:
+            raise SampleError(
+                f"{where}, item {item!r}: {old.value} of the reference against itself must be 0"
+            )
+    zeros = np.zeros(len(order))
+    return PairedMetric(
+        task=task,
+        metric=metric,
+        reference=zeros if one_sample else np.array([expected[item].value for item in order]),
+        candidate=np.array([found[item].value for item in order]),
+        weights=np.array([found[item].weight for item in order]),
+        clusters=np.array([found[item].cluster for item in order]),
+    )
