@@ -36,7 +36,7 @@ ROWS_AT_ONCE = 16  # rows of logits compared at once: 3 MB of float32 at a vocab
 
 
 class ReferenceSection(Record):
-    """One section as the reference saw it. `nll` in nats over `tokens` tokens; `item_hash` of its token ids."""
+    """One section as the reference saw it: `nll` in nats over `tokens` tokens; hash of its token ids."""
 
     id: str
     item_hash: str
@@ -76,7 +76,9 @@ def reference_logits(
                         id=section.id, item_hash=_hash(request), tokens=len(request.targets), nll=_nll(scored)
                     )
                 )
-            tail = ReferenceIndex(vocab_size=logits.shape[1], sections=tuple(index)).model_dump_json().encode()
+            tail = (
+                ReferenceIndex(vocab_size=logits.shape[1], sections=tuple(index)).model_dump_json().encode()
+            )
             file.write(tail + len(tail).to_bytes(8, "little"))
             file.flush()
             os.fsync(file.fileno())
@@ -115,23 +117,23 @@ def diverge(
         if [(s.id, s.item_hash) for s in index.sections] != [
             (s.id, _hash(r)) for s, r in zip(sections, requests, strict=True)
         ]:
-            raise QualityError(f"{path} was made of other sections or another tokenizer; score the reference
-            again")
+            raise QualityError(f"{path} has other sections or another tokenizer; score the reference again")
         keys = [request_key("diverge", r.context, r.targets) for r in requests]
         todo = [number for number, key in enumerate(keys) if log.get(key) is None]
         scores = engine.score([requests[number] for number in todo], with_logits=True) if todo else iter(())
         for number, scored in zip(todo, scores, strict=True):
             logits = _checked(sections[number].id, requests[number], scored)
             if logits.shape[1] != index.vocab_size:
-                raise QualityError(f"the candidate has {logits.shape[1]} logits, the reference
-                {index.vocab_size}")
+                raise QualityError(
+                    f"the candidate has {logits.shape[1]} logits a token, the reference {index.vocab_size}"
+                )
             kl, flips = _compare(file, starts[number], logits)
             log.put(keys[number], [_nll(scored), kl, flips])
     rows = []
     for entry, key in zip(index.sections, keys, strict=True):
-        for metric, value in zip(("perplexity", "kl", "flips"), log.get(key), strict=True):  # type:
-        ignore[call-overload]
-            rows.append(_sample(metric, entry.id, entry.item_hash, float(value), entry.tokens))
+        values: list[float] = log.get(key)  # type: ignore[assignment]
+        for metric, value in zip(("perplexity", "kl", "flips"), values, strict=True):
+            rows.append(_sample(metric, entry.id, entry.item_hash, value, entry.tokens))
     return rows
 
 
@@ -190,13 +192,18 @@ def _hash(request: ScoreRequest) -> str:
 
 def _sample(metric: str, item: str, item_hash: str, value: float, tokens: int) -> Sample:
     return Sample(
-        task=TEXT_TASK, metric=metric, item=item, item_hash=item_hash, cluster=item, value=value,
-        weight=tokens
+        task=TEXT_TASK,
+        metric=metric,
+        item=item,
+        item_hash=item_hash,
+        cluster=item,
+        value=value,
+        weight=tokens,
     )
 
 
 def _read_index(file: BinaryIO, path: Path) -> tuple[ReferenceIndex, list[int]]:
-    """The index and the byte at which each section's rows start. Checks that the file has the size it must have."""
+    """The index and the byte at which each section's rows start. Checks the file's size."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 8))
     length = int.from_bytes(file.read(8), "little")
@@ -209,6 +216,7 @@ def _read_index(file: BinaryIO, path: Path) -> tuple[ReferenceIndex, list[int]]:
         starts.append(at)
         at += section.tokens * index.vocab_size * np.dtype(np.float16).itemsize
     if at != size - 8 - length:
-        raise QualityError(f"{path} holds {size} bytes, its index says {at + 8 + length}; delete it to score
-        again")
+        raise QualityError(
+            f"{path} has {size} bytes, its index says {at + 8 + length}; delete it to score again"
+        )
     return index, starts
