@@ -215,7 +215,7 @@ def _interval(table: PairedMetric, alpha: float) -> Interval:
 
 
 def _needed(interval: Interval, margin: float, alpha_pass: float, alpha_fail: float) -> int | None:
-    """Items that decide with 80 % chance if the observed loss and spread are the true ones; None: none would."""
+    """Items that decide with 80 % chance if the observed loss and spread are true; None where none would."""
     normal = NormalDist()
     gap = margin - interval.estimate
     width = interval.high - interval.estimate if gap > 0 else interval.estimate - interval.low

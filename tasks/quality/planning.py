@@ -1,0 +1,224 @@
+"""How many items a verdict needs, before anything runs.
+
+Accuracy: the power of Tango's test for a candidate that is truly equal, by summing the trinomial over every
+outcome: exact for independent items, neither simulated nor a normal approximation. With `discordance` 5 %,
+alpha 5 % and power 80 % that is 3,133 items for a margin of 1 point and 819 for 2 points; 4,887 and 1,260
+where three tasks must pass jointly. Perplexity and KL: the noncentral t distribution of the section means,
+with the spread given. All metrics must pass, so their powers multiply (they are taken as independent; the
+two text metrics are not, which errs on the safe side).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy import stats
+
+from configs.quality import Margins
+from tasks.quality.intervals import MIN_TEXT_CLUSTERS, tango_statistic
+from tasks.store.record import Record
+
+SECTION_SPREAD_NATS = 0.03
+"""Standard deviation between sections of the change in NLL a token that a good candidate shows."""
+
+KL_SPREAD_FRACTION = 0.8
+"""Standard deviation of the KL of sections, as a fraction of their mean."""
+
+UNDECIDABLE_POWER = 0.5
+"""A plan that would not pass even an equal candidate in half of all runs is refused."""
+
+MOST_SAMPLES = 1_000_000
+"""Where the search for a number of samples ends."""
+
+
+class PlanError(ValueError):
+    """The configured number of items cannot decide the configured margin."""
+
+
+class MetricPlan(Record):
+    """What one metric needs, for a candidate that is in truth equal (for KL: at half the margin).
+
+    Attributes:
+        task: name of the task; "text" for perplexity and KL.
+        metric: "accuracy", "perplexity" or "kl".
+        unit: what is counted, "items" or "sections".
+        margin: as configured: fraction of items, fraction of the perplexity, nats a token.
+        alpha: one-sided level, after the division by the number of tries.
+        chosen: samples that the config allows.
+        power: chance that the metric passes with them.
+        needed: samples for the wanted power of this metric alone; None above one million.
+        needed_jointly: samples for the wanted power of all metrics together; None above one million.
+        smallest_margin: smallest margin that `chosen` passes with the joint power; None for KL, where power
+            does not depend on the margin, and where no margin below 1 would do.
+    """
+
+    task: str
+    metric: str
+    unit: str
+    margin: float
+    alpha: float
+    chosen: int
+    power: float
+    needed: int | None
+    needed_jointly: int | None
+    smallest_margin: float | None
+
+
+def plan_items(
+    margins: Margins,
+    *,
+    alpha: float,
+    tries: int,
+    power: float,
+    discordance: float,
+    tasks: Sequence[str],
+    items: int,
+    sections: int,
+    design_effect: float = 1.0,
+    section_spread_nats: float = SECTION_SPREAD_NATS,
+    kl_spread_fraction: float = KL_SPREAD_FRACTION,
+) -> tuple[MetricPlan, ...]:
+    """Plan every metric that has a margin.
+
+    Args:
+        margins: largest losses allowed.
+        alpha: one-sided error rate of a PASS, over all tries.
+        tries: candidates that may be judged on the items.
+        power: wanted chance that an equal candidate passes on all metrics.
+        discordance: expected share of items whose answer changes.
+        tasks: names of the accuracy tasks.
+        items: items a task that may be drawn in all (the limit).
+        sections: sections of text.
+        design_effect: variance of clustered over independent items; 1 where items share nothing.
+        section_spread_nats: expected standard deviation between sections of the change in NLL a token.
+        kl_spread_fraction: expected standard deviation of the KL of sections over its mean.
+    """
+    level = alpha / tries
+    metrics = (
+        (margins.perplexity_fraction is not None) + (margins.kl_nats is not None)
+        + (len(tasks) if margins.accuracy is not None else 0)
+    )  # fmt: skip
+    joint = power ** (1 / max(metrics, 1))
+    plans = []
+    if (growth := margins.perplexity_fraction) is not None:
+
+        def perplexity(n: int, margin: float) -> float:
+            return text_power(n, math.log1p(margin) / section_spread_nats, level)
+
+        plans.append(_plan("text", "perplexity", growth, level, sections, perplexity, power, joint))
+    if (nats := margins.kl_nats) is not None:
+
+        def divergence(n: int, margin: float) -> float:
+            return text_power(n, 1 / kl_spread_fraction, level)
+
+        plans.append(_plan("text", "kl", nats, level, sections, divergence, power, joint))
+    if (points := margins.accuracy) is not None:
+
+        def accuracy(n: int, margin: float) -> float:
+            return accuracy_power(n, margin, discordance, level, design_effect)
+
+        plans += [_plan(task, "accuracy", points, level, items, accuracy, power, joint) for task in tasks]
+    return tuple(plans)
+
+
+def joint_power(plans: Sequence[MetricPlan]) -> float:
+    """Chance that an equal candidate passes on every metric."""
+    return math.prod(plan.power for plan in plans)
+
+
+def refuse_undecidable(plans: Sequence[MetricPlan]) -> None:
+    """Refuse a config with which even an equal candidate would more often than not fail to pass.
+
+    Raises:
+        PlanError: the joint power is below 50 %, or nothing has a margin.
+    """
+    if not plans:
+        raise PlanError("quality.margins: no margin is set, so no verdict is possible; set at least one")
+    joint = joint_power(plans)
+    if joint >= UNDECIDABLE_POWER:
+        return
+    weakest = min(plans, key=lambda plan: plan.power)
+    smallest = "" if weakest.smallest_margin is None else f", or a margin of {weakest.smallest_margin:.3g}"
+    raise PlanError(
+        f"{weakest.metric} of {weakest.task}: {weakest.chosen} {weakest.unit} cannot decide a margin of "
+        f"{weakest.margin:g}: an equal candidate would pass in {100 * joint:.0f} % of runs only; allow "
+        f"{weakest.needed_jointly or f'more than {MOST_SAMPLES}'} {weakest.unit}{smallest}"
+    )
+
+
+def accuracy_power(
+    items: int, margin: float, discordance: float, alpha: float, design_effect: float = 1.0, loss: float = 0.0
+) -> float:
+    """Exact chance that Tango's test passes a candidate whose true loss of accuracy is `loss`.
+
+    Sums the trinomial of (lost, gained, unchanged) over all outcomes within 8 standard deviations; a design
+    effect shrinks the number of items first. With `loss` equal to `margin` this is the size of the test.
+    """
+    n = max(1, round(items / design_effect))
+    share_lost = (discordance + loss) / (2 * discordance)
+    spread = 8 * math.sqrt(n * discordance) + 10
+    changed = np.arange(max(0, int(n * discordance - spread)), min(n, int(n * discordance + spread)) + 1)
+    half = int(4 * math.sqrt(changed[-1])) + 10
+    lost = np.floor(changed * share_lost)[:, None] + np.arange(-half, half + 1)[None, :]
+    gained = changed[:, None] - lost
+    possible = (lost >= 0) & (gained >= 0)
+    passed = tango_statistic(lost.clip(0), gained.clip(0), n, margin) < -stats.norm.isf(alpha)
+    chance = stats.binom.pmf(changed, n, discordance)[:, None] * stats.binom.pmf(
+        lost, changed[:, None], share_lost
+    )
+    return float(chance[possible & passed].sum())
+
+
+def text_power(sections: int, gap_in_spreads: float, alpha: float) -> float:
+    """Chance that a t limit lies below a margin that is `gap_in_spreads` standard deviations off the truth."""
+    if sections < MIN_TEXT_CLUSTERS:
+        return 0.0
+    quantile = stats.t.isf(alpha, sections - 1)
+    return float(stats.nct.sf(quantile, sections - 1, gap_in_spreads * math.sqrt(sections)))
+
+
+def _plan(
+    task: str,
+    metric: str,
+    margin: float,
+    alpha: float,
+    chosen: int,
+    power_at: Callable[[int, float], float],
+    power: float,
+    joint: float,
+) -> MetricPlan:
+    return MetricPlan(
+        task=task,
+        metric=metric,
+        unit="items" if metric == "accuracy" else "sections",
+        margin=margin,
+        alpha=alpha,
+        chosen=chosen,
+        power=power_at(chosen, margin),
+        needed=_smallest_number(lambda n: power_at(n, margin), power),
+        needed_jointly=_smallest_number(lambda n: power_at(n, margin), joint),
+        smallest_margin=None if metric == "kl" else _smallest_margin(lambda m: power_at(chosen, m), joint),
+    )
+
+
+def _smallest_number(power_at: Callable[[int], float], power: float) -> int | None:
+    """Bisection; the power of a discrete test is a saw whose teeth, about 1 %, the answer is exact up to."""
+    low, high = 0, 64
+    while power_at(high) < power:
+        low, high = high, 2 * high
+        if high > MOST_SAMPLES:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power_at(middle) >= power else (middle, high)
+    return high
+
+
+def _smallest_margin(power_at: Callable[[float], float], power: float) -> float | None:
+    low, high = 0.0, 0.999
+    if power_at(high) < power:
+        return None
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (low, middle) if power_at(middle) >= power else (middle, high)
+    return high
