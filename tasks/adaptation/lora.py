@@ -1,0 +1,136 @@
+"""Low-rank adapters on the user's text: LoRA, QLoRA and DoRA through peft, and merging them back.
+
+The frozen base is held in bf16 when the training is in bf16: half the memory, and no weight is cast again
+in every step (autocast caches casts of trained weights only). The adapter's own matrices stay in float32.
+Gradient checkpointing is off: at a few hundred tokens a step the activations are smaller than the weights.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from configs.schema import LoraSettings, TrainingSettings
+from tasks.serving.memory_peak import MemoryPeak
+from tasks.store.artifact import Artifact
+from tasks.training.checkpoint import (
+    config_dtype,
+    head_weight,
+    last_hidden,
+    load_model,
+    load_tokenizer,
+    save_checkpoint,
+)
+from tasks.training.error import TrainingError
+from tasks.training.log import TrainingLog
+from tasks.training.loop import train
+from tasks.training.losses import cross_entropy, mean_loss
+from tasks.training.packing import pack
+
+
+def train_adapter(
+    checkpoint: Artifact,
+    texts: Sequence[str],
+    lora: LoraSettings,
+    training: TrainingSettings,
+    out: Path,
+    scratch: Path,
+) -> TrainingLog:
+    """Train an adapter on texts and write it (safetensors and `adapter_config.json`).
+
+    Args:
+        checkpoint: the base model.
+        texts: documents.
+        lora: method, rank, scale and targets.
+        training: steps, batch, learning rate.
+        out: existing empty folder for the adapter.
+        scratch: see `tasks.training.loop.train`.
+
+    Raises:
+        TrainingError: too little text, a target that the model lacks, or training diverged.
+    """
+    import peft
+
+    if "lm_head" in lora.target_modules:
+        raise TrainingError(
+            "target_modules names lm_head: its loss is computed in chunks, without an adapter; leave it out"
+        )
+    torch.manual_seed(training.seed)  # the adapter's random half
+    text = pack(
+        texts,
+        load_tokenizer(checkpoint.folder),
+        training.sequence_tokens,
+        training.steps * training.batch_sequences,
+        training.seed,
+    )
+    with MemoryPeak() as memory:
+        model = _with_adapter(checkpoint.folder, lora, training)
+        log = train(model, text, training, _next_token_loss, scratch, memory)
+    adapter = model.peft_config["default"]
+    adapter.base_model_name_or_path = checkpoint.digest  # not the path of this machine
+    model.save_pretrained(out)
+    (out / "README.md").unlink(missing_ok=True)  # peft's model card template
+    if not (out / peft.utils.SAFETENSORS_WEIGHTS_NAME).is_file():
+        raise TrainingError(f"peft wrote no {peft.utils.SAFETENSORS_WEIGHTS_NAME}")
+    return log
+
+
+def merge_adapter(checkpoint: Artifact, adapter: Path, out: Path) -> None:
+    """Add an adapter to the weights it was trained on and write a full checkpoint in the checkpoint's dtype.
+
+    A QLoRA adapter is merged into the full-precision weights, not into their NF4 rounding. The sum is taken
+    in float32.
+
+    Args:
+        checkpoint: the base model.
+        adapter: folder that `train_adapter` wrote.
+        out: existing empty folder.
+    """
+    import peft
+
+    own_dtype = config_dtype(checkpoint.folder)
+    model = peft.PeftModel.from_pretrained(load_model(checkpoint.folder, torch.float32), adapter)
+    save_checkpoint(model.merge_and_unload().to(own_dtype), checkpoint.folder, out)
+
+
+def _with_adapter(folder: Path, lora: LoraSettings, training: TrainingSettings) -> Any:
+    import peft
+
+    dtype = torch.bfloat16 if training.autocast == "bf16" else torch.float32
+    model = load_model(
+        folder, dtype, **({"quantization_config": _nf4(dtype)} if lora.method == "qlora" else {})
+    )
+    settings = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=list(lora.target_modules),
+        use_dora=lora.method == "dora",
+        task_type=peft.TaskType.CAUSAL_LM,
+    )
+    present = {
+        name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    }
+    if missing := sorted(set(lora.target_modules) - present):
+        raise TrainingError(
+            f"target_modules names {missing}; the linear layers of this model are {sorted(present)}"
+        )
+    return peft.get_peft_model(model, settings)
+
+
+def _nf4(compute: torch.dtype) -> Any:
+    """NF4 with double quantization (Dettmers et al. 2023, arXiv:2305.14314)."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
+
+
+def _next_token_loss(model: nn.Module, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
+    hidden_ND = last_hidden(model, tokens_BT[:, :-1], positions_BT)
+    return mean_loss(hidden_ND, head_weight(model), cross_entropy(tokens_BT[:, 1:].flatten()))

@@ -1,0 +1,96 @@
+"""A student made of some of its teacher's layers: which ones, and the real, smaller checkpoint.
+
+Layers are ranked by block influence (ShortGPT, Men et al. 2024, arXiv:2403.03853): 1 - the mean cosine
+between what enters a block and what leaves it. A block that hardly turns the residual stream is dropped
+first. The first and the last block are always kept: they read the embedding and write for the output head.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tasks.store.artifact import Artifact
+from tasks.training.checkpoint import inner, load_model, load_tokenizer, save_checkpoint
+from tasks.training.error import TrainingError
+
+_CALIBRATION_TOKENS = 2048
+
+
+def choose_layers(checkpoint: Artifact, fraction: float, texts: Sequence[str]) -> tuple[int, ...]:
+    """The layers a student keeps: `int(fraction * layers)` of them, at least two, by block influence.
+
+    Args:
+        checkpoint: the teacher.
+        fraction: of its layers.
+        texts: calibration text; 2,048 tokens of it are used.
+
+    Raises:
+        TrainingError: the teacher has fewer than 3 layers, or there is no text.
+    """
+    influence = block_influence(checkpoint, texts)
+    if len(influence) < 3:
+        raise TrainingError(f"the teacher has {len(influence)} layers; a shallower student needs at least 3")
+    keep = max(2, int(fraction * len(influence)))
+    inside = sorted(range(1, len(influence) - 1), key=lambda layer: influence[layer], reverse=True)
+    return tuple(sorted((0, len(influence) - 1, *inside[: keep - 2])))
+
+
+@torch.inference_mode()
+def block_influence(checkpoint: Artifact, texts: Sequence[str]) -> tuple[float, ...]:
+    """1 - mean cosine of each block's input and output over the calibration tokens, one value a layer."""
+    ids = load_tokenizer(checkpoint.folder)("\n\n".join(texts), add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise TrainingError("there is no calibration text to choose layers on")
+    tokens = torch.tensor(ids[:_CALIBRATION_TOKENS])
+    model = load_model(checkpoint.folder, torch.bfloat16)
+    sums = torch.zeros(len(layers_of(model)), dtype=torch.float64)
+    for window in torch.split(tokens, 512):
+        streams = model.base_model(
+            input_ids=window[None], use_cache=False, output_hidden_states=True
+        ).hidden_states
+        sums += _cosine_distances(streams)
+    return tuple((sums / len(tokens)).tolist())
+
+
+def prune_layers(checkpoint: Artifact, keep: tuple[int, ...], out: Path) -> None:
+    """Write a checkpoint of the layers `keep`, renumbered from 0; everything else stays as it is.
+
+    Args:
+        checkpoint: the teacher.
+        keep: layer numbers, increasing.
+        out: existing empty folder.
+
+    Raises:
+        TrainingError: `keep` is empty, not increasing, or names layers that do not exist.
+    """
+    model = load_model(checkpoint.folder, "auto")
+    layers = layers_of(model)
+    if not keep or list(keep) != sorted(set(keep)) or keep[0] < 0 or keep[-1] >= len(layers):
+        raise TrainingError(f"layers to keep are {keep}; they must increase within 0..{len(layers) - 1}")
+    inner(model).base_model.layers = nn.ModuleList(layers[number] for number in keep)
+    layer: Any
+    for place, layer in enumerate(layers_of(model)):
+        layer.self_attn.layer_idx = place  # its slot in the KV cache
+    model.config.num_hidden_layers = len(keep)
+    if getattr(model.config, "layer_types", None) is not None:
+        model.config.layer_types = [model.config.layer_types[number] for number in keep]
+    save_checkpoint(model, checkpoint.folder, out)
+
+
+def layers_of(model: Any) -> nn.ModuleList:
+    """The blocks of a transformers decoder."""
+    layers: nn.ModuleList = inner(model).base_model.layers
+    return layers
+
+
+def _cosine_distances(streams: tuple[Tensor, ...]) -> Tensor:
+    return torch.stack(
+        [
+            (1 - torch.cosine_similarity(a.float(), b.float(), dim=-1)).sum().double()
+            for a, b in pairwise(streams)
+        ]
+    )

@@ -1,0 +1,28 @@
+"""What a training run says of itself."""
+
+from tasks.store.record import Record
+
+
+class TrainingLog(Record):
+    """One finished training run.
+
+    Attributes:
+        steps: optimizer steps, those before a kill included.
+        tokens: tokens trained on in all steps.
+        seconds: wall time of the steps in this process; after a kill, of the steps that were left.
+        tokens_per_s: tokens of those steps over `seconds`.
+        losses: training loss of each step, nats.
+        learning_rates: learning rate of each step.
+        peak_mib: largest growth of resident memory, from before the model was loaded to the end of the last
+            step.
+        trainable_parameters: parameters that the optimizer moved.
+    """
+
+    steps: int
+    tokens: int
+    seconds: float
+    tokens_per_s: float
+    losses: tuple[float, ...]
+    learning_rates: tuple[float, ...]
+    peak_mib: float
+    trainable_parameters: int
