@@ -83,16 +83,17 @@ def judge(
 
 
 def metric_verdict(table: PairedMetric, margin: float, alpha_pass: float, alpha_fail: float) -> MetricVerdict:
-    """Judge one metric: PASS at `alpha_pass`, FAIL at `alpha_fail`, both one-sided.
+    """Judge one metric: PASS at `alpha_pass`, FAIL at `alpha_fail`, which is not larger; both one-sided.
 
     Raises:
         SampleError: too few independent clusters.
     """
     try:
-        shown, strict = _interval(table, alpha_pass), _interval(table, alpha_fail)
+        shown = _interval(table, alpha_pass)
     except TooFewClusters as error:
         raise SampleError(f"{table.metric} of {table.task}: {error}") from error
-    passed, failed = shown.high < margin, strict.low > margin
+    passed = shown.high < margin
+    failed = shown.low > margin and _interval(table, alpha_fail).low > margin
     weight = table.weights.sum()
     before, after = float(table.reference.sum() / weight), float(table.candidate.sum() / weight)
     accuracy = table.metric in ACCURACY_METRICS

@@ -94,20 +94,17 @@ def tango_limits(
     lost: ArrayLike, gained: ArrayLike, items: ArrayLike, alpha: ArrayLike
 ) -> tuple[Floats, Floats]:
     """Lower and upper score limit of the loss of accuracy, each at one-sided `alpha`; arguments broadcast."""
-    return _tango_low(lost, gained, items, alpha), -_tango_low(gained, lost, items, alpha)
-
-
-def _tango_low(lost: ArrayLike, gained: ArrayLike, items: ArrayLike, alpha: ArrayLike) -> Floats:
-    # Bisection, not scipy's find_root: it never evaluates the ends of the bracket, where the variance is 0.
     b, c, n, a = np.broadcast_arrays(*(np.asarray(x, dtype=np.float64) for x in (lost, gained, items, alpha)))
-    z = stats.norm.isf(a)
-    low, high = np.full(b.shape, -1.0), (b - c) / n
-    for _ in range(55):
+    # The upper limit is the lower one of the swapped models, negated. Bisection, not scipy's find_root: it
+    # never evaluates the ends of the bracket, where the variance can be 0.
+    first, second, z = np.stack([b, c]), np.stack([c, b]), stats.norm.isf(a)
+    low, high = np.full(first.shape, -1.0), (first - second) / n
+    for _ in range(45):
         middle = (low + high) / 2
-        excluded = tango_statistic(b, c, n, middle) > z
+        excluded = tango_statistic(first, second, n, middle) > z
         low, high = np.where(excluded, middle, low), np.where(excluded, high, middle)
-    limit: Floats = (low + high) / 2
-    return limit
+    limits = (low + high) / 2
+    return limits[0], -limits[1]
 
 
 def jackknife_ratio(values: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:

@@ -170,7 +170,7 @@ def accuracy_power(
 
 
 def text_power(sections: int, gap_in_spreads: float, alpha: float) -> float:
-    """Chance that a t limit lies below a margin that is `gap_in_spreads` standard deviations off the truth."""
+    """Chance that a t limit lies below a margin that is `gap_in_spreads` deviations off the truth."""
     if sections < MIN_TEXT_CLUSTERS:
         return 0.0
     quantile = stats.t.isf(alpha, sections - 1)
