@@ -8,6 +8,9 @@ from configs.engine import EngineSettings
 from configs.section import Section
 
 
+REFERENCE = EngineSettings(engine="openvino", compute="f32", kv_cache="f32")
+
+
 class TextSettings(Section):
     """Text for perplexity, KL, calibration and adaptation, split into disjoint parts by topic."""
 
@@ -80,8 +83,7 @@ class QualitySettings(Section):
         3, ge=1, description="candidates that may be judged on the gate items; each at alpha / tries"
     )
     reference: EngineSettings = Field(
-        EngineSettings(engine="openvino", compute="f32", kv_cache="f32"),
-        description="how the source model is scored: full precision on a fast engine",
+        REFERENCE, description="how the source model is scored: full precision on a fast engine"
     )
     score_chunk_tokens: int = Field(
         64, ge=1, description="tokens fed at once while scoring, so that a quantized KV cache is read back"

@@ -1,12 +1,13 @@
 """The whole configuration of a rollout."""
 
-from typing import Literal
+import copy
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from configs.engine import EngineSettings, SchedulerSettings
 from configs.model import ModelSettings
-from configs.quality import QualitySettings
+from configs.quality import REFERENCE, QualitySettings
 from configs.section import Section
 from configs.weights import WeightSettings
 
@@ -42,12 +43,14 @@ class RequestSettings(Section):
         return self
 
 
+_BASELINE = EngineSettings(engine="transformers", scheduler=SchedulerSettings(max_num_seqs=1))
+
+
 class ProfileSettings(Section):
     """Stage 1: what the source model costs on the baseline engine."""
 
     baseline: EngineSettings = Field(
-        EngineSettings(engine="transformers", scheduler=SchedulerSettings(max_num_seqs=1)),
-        description="what speed-ups are measured against: requests one after another",
+        _BASELINE, description="what speed-ups are measured against: requests one after another"
     )
     batch_sizes: tuple[int, ...] = Field((1, 8), min_length=1, description="batch sizes of the latency table")
     context_tokens: tuple[int, ...] = Field(
@@ -170,18 +173,30 @@ class Config(Section):
     ledger: LedgerSettings = LedgerSettings()
     tracking: TrackingSettings = TrackingSettings()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_thread_count(cls, raw: Any) -> Any:
+        """Engines that do not say otherwise compute with the threads of the whole rollout."""
+        if not isinstance(raw, dict) or "threads" not in raw:
+            return raw
+        raw = copy.deepcopy(raw)
+        defaults = {"profile": ("baseline", _BASELINE), "quality": ("reference", REFERENCE)}
+        for section, (name, default) in defaults.items():
+            inside = raw.setdefault(section, {})
+            if isinstance(inside, dict):
+                engine = inside.setdefault(name, default.model_dump())
+                if isinstance(engine, dict):
+                    engine["threads"] = raw["threads"]
+        return raw
+
     @model_validator(mode="after")
     def _possible(self) -> "Config":
         if self.quantize is None and (self.batching or self.adapt or self.distill):
             raise ValueError(
                 "batching, adapt and distill act on what quantize proposes; add a quantize section"
             )
-        for where, engine in (
-            ("profile.baseline", self.profile.baseline),
-            ("quality.reference", self.quality.reference),
-        ):
-            if engine.threads != self.threads:
-                raise ValueError(
-                    f"{where}.threads is {engine.threads}, threads is {self.threads}; they must be equal"
-                )
+        if self.quality.margins.accuracy is None and (self.distill or (self.adapt and self.adapt.data)):
+            raise ValueError(
+                "adapt.data and distill change the model on purpose and are judged on tasks; set quality.margins.accuracy"
+            )
         return self

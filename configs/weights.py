@@ -35,3 +35,14 @@ class WeightSettings(Section):
         if self.bits in (16, 32) and self.group_size != -1:
             raise ValueError(f"group_size has no meaning with bits: {self.bits}; leave it out")
         return self
+
+    @property
+    def label(self) -> str:
+        """Readable format: "f32", "int8 asym per channel", "int4 sym g64 awq 20 % int8"."""
+        if self.bits in (16, 32):
+            return f"f{self.bits}"
+        group = "per channel" if self.group_size == -1 else f"g{self.group_size}"
+        parts = [f"int{self.bits}", "sym" if self.symmetric else "asym", group]
+        parts += [self.calibration] if self.calibration != "none" else []
+        parts += [f"{self.int8_ratio:.0%} int8"] if self.int8_ratio else []
+        return " ".join(parts)

@@ -9,7 +9,7 @@ from typing import Literal
 from configs.quality import QualitySettings
 from tasks.data.text import TextSplits
 from tasks.engines.protocol import Engine
-from tasks.quality.divergence import diverge, reference_logits
+from tasks.quality.divergence import diverge, reference_logits, reference_samples
 from tasks.quality.quality_error import QualityError
 from tasks.quality.samples import Sample, Samples
 from tasks.quality.score_log import ScoreLog
@@ -32,13 +32,15 @@ def score_reference(
     with_tasks: bool = True,
     items: int | None = None,
 ) -> Samples:
-    """Score the source model and leave its logits in the file `logits` for `score_candidate`.
+    """Score the source model; its logits stay in the file `logits` for `score_candidate`, and are taken from there if it exists.
 
     Arguments as in `score_candidate`.
     """
     rows: list[Sample] = []
-    if _wants_text(quality):
-        rows += reference_logits(engine, TextTokenizer(tokenizer_folder), getattr(splits, split), logits)
+    tokenizer, sections = TextTokenizer(tokenizer_folder), getattr(splits, split)
+    rows += (
+        reference_samples(logits) if logits.is_file() else reference_logits(engine, tokenizer, sections, logits)
+    )
     if with_tasks and quality.margins.accuracy is not None:
         rows += _score_tasks(engine, tokenizer_folder, quality, pack, split, partial, items)
     return samples_of(rows)
@@ -78,9 +80,8 @@ def score_candidate(
         EngineError: the engine failed.
     """
     rows: list[Sample] = []
-    if _wants_text(quality):
-        with ScoreLog(partial) as log:
-            rows += diverge(engine, TextTokenizer(tokenizer_folder), getattr(splits, split), logits, log)
+    with ScoreLog(partial) as log:
+        rows += diverge(engine, TextTokenizer(tokenizer_folder), getattr(splits, split), logits, log)
     if with_tasks and quality.margins.accuracy is not None:
         rows += _score_tasks(engine, tokenizer_folder, quality, pack, split, partial, items)
     return samples_of(rows)
@@ -100,10 +101,6 @@ def samples_of(rows: Iterable[Sample]) -> Samples:
             raise QualityError(f"task {after.task}: item {after.item} stands twice under {after.metric}")
     body = json.dumps([[row.task, row.metric, row.item, row.item_hash] for row in ordered])
     return Samples(items_digest=hashlib.sha256(body.encode()).hexdigest(), rows=tuple(ordered))
-
-
-def _wants_text(quality: QualitySettings) -> bool:
-    return quality.margins.perplexity_fraction is not None or quality.margins.kl_nats is not None
 
 
 def _score_tasks(

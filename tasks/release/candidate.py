@@ -1,6 +1,7 @@
 """A candidate: one artifact served under one engine configuration, and what was measured of it."""
 
 from configs.engine import EngineSettings
+from configs.weights import WeightSettings
 from tasks.store.record import Record
 
 
@@ -12,12 +13,14 @@ class Candidate(Record):
         artifact: address of the artifact.
         engine: the engine configuration it is served under.
         weights: readable weight format: "f32", "int8 asym per channel", "int4 sym g64".
+        format: the same as settings, so that a later stage can export an adapted model in the same format.
     """
 
     name: str
     artifact: str
     engine: EngineSettings
     weights: str
+    format: WeightSettings = WeightSettings()
 
 
 class Percentiles(Record):

@@ -39,6 +39,7 @@ class StageResult(Record):
         measurement: of the proposal.
         gate: the quality verdict on the proposal; None when nothing was judged.
         candidates: everything it tried.
+        samples: per-sample results behind the gate, by role ("reference", "candidate"): their keys in the store.
         metrics: further figures under their MLflow names.
         text: figures and tables for the reader, by file name (logged as text artifacts).
         seconds: wall time when it was computed.
@@ -53,7 +54,13 @@ class StageResult(Record):
     measurement: Measurement | None = None
     gate: GateVerdict | None = None
     candidates: tuple[CandidateResult, ...] = ()
+    samples: dict[str, str] = {}
     metrics: dict[str, float] = {}
     text: dict[str, str] = {}
     seconds: float = 0.0
     cached: bool = False
+
+    @classmethod
+    def skipped(cls, stage: StageName, reason: str) -> "StageResult":
+        """A stage that the rules did not call for."""
+        return cls(stage=stage, verdict="SKIPPED", kept=False, reason=reason)

@@ -1,0 +1,39 @@
+"""Which errors are the user's input (exit code 2) and which are failures we foresee (exit code 1).
+
+Everything else is a defect and keeps its traceback.
+"""
+
+
+def bad_input() -> tuple[type[Exception], ...]:
+    """Errors in a configuration, a model, data, or an identifier on the command line."""
+    from configs.load import ConfigError
+    from tasks.data.text_error import TextError
+    from tasks.models.errors import ModelSourceError
+    from tasks.quality.planning import PlanError
+
+    kinds: tuple[type[Exception], ...] = (ConfigError, TextError, ModelSourceError, PlanError)
+    import sys
+
+    # The registry and run look-ups import mlflow; without it loaded none of their errors can have been raised.
+    if "mlflow" in sys.modules:
+        from tasks.tracking.query import UnknownRun
+        from tasks.tracking.registry import UnknownRelease
+
+        kinds += (UnknownRun, UnknownRelease)
+    return kinds
+
+
+def expected_failures() -> tuple[type[Exception], ...]:
+    """Failures of the store, an engine, tracking or a server that the message explains."""
+    import sys
+
+    from tasks.engines.protocol import EngineError
+    from tasks.store.errors import StoreError
+
+    kinds: tuple[type[Exception], ...] = (EngineError, StoreError)
+    if "mlflow" in sys.modules:
+        from tasks.tracking.query import RolloutUnfinished
+        from tasks.tracking.store import TrackingError
+
+        kinds += (RolloutUnfinished, TrackingError)
+    return kinds

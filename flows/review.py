@@ -1,0 +1,97 @@
+"""What happened, and the release pointer: the verbs that read and move what rollouts left in MLflow."""
+
+from pathlib import Path
+
+from configs.schema import TrackingSettings
+from flows.offline import prepare_environment
+from tasks.release.history import HistoryEntry, Move
+from tasks.release.summary import MetricComparison, RolloutSummary, compare_runs
+from tasks.store.record import Record
+from tasks.store.store import Store, store_home
+from tasks.tracking import query, registry
+from tasks.tracking.store import Tracking, open_tracking
+
+
+class Verified(Record):
+    """A champion whose files were all hashed again."""
+
+    model: str
+    version: int
+    artifact: str
+    files: int
+    size_bytes: int
+
+    @property
+    def line(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.model}/{self.version}: {self.files} files, {self.size_bytes / 2**20:.1f} MiB, all as in the manifest "
+            f"{self.artifact[:12]}"
+        )
+
+
+def list_runs(model: str | None) -> tuple[query.RunRow, ...]:
+    """All rollouts, newest first."""
+    return query.list_runs(_tracking(), model)
+
+
+def load_run(reference: str) -> RolloutSummary:
+    """One rollout by id, beginning of an id, or "latest"."""
+    return query.load_run(_tracking(), reference)
+
+
+def compare(first: str, second: str) -> tuple[MetricComparison, ...]:
+    """Two rollouts side by side."""
+    tracking = _tracking()
+    return compare_runs(query.load_run(tracking, first), query.load_run(tracking, second))
+
+
+def save_report(reference: str, out: Path) -> Path:
+    """Render the report of a rollout to a file."""
+    from tasks.report.html import render_report
+
+    out.write_text(render_report(query.load_evidence(_tracking(), reference)), encoding="utf-8")
+    return out
+
+
+def promote(target: str) -> Move:
+    """Make MODEL/VERSION the champion."""
+    model, slash, version = target.rpartition("/")
+    if not slash or not version.isdigit():
+        raise registry.UnknownRelease(f"{target!r} must be MODEL/VERSION, for example smollm2-135m-instruct/2")
+    return registry.promote(_tracking(), model, int(version), reason="keiryo promote")
+
+
+def rollback(model: str, to_version: int | None, to_stage: str | None) -> Move:
+    """Make an earlier version the champion."""
+    return registry.rollback(_tracking(), model, to_version, to_stage, reason="keiryo rollback")
+
+
+def history(model: str) -> tuple[HistoryEntry, ...]:
+    """Every move of the champion, oldest first."""
+    return registry.history(_tracking(), model)
+
+
+def verify(model: str) -> Verified:
+    """Hash the champion's files again.
+
+    Raises:
+        UnknownRelease: the model has no champion.
+        StoreError: its artifact is missing or damaged.
+    """
+    champion = registry.champion(_tracking(), model)
+    if champion is None:
+        raise registry.UnknownRelease(f"{model} has no champion; `keiryo promote {model}/VERSION` makes one")
+    artifact = Store(store_home()).open(champion.candidate.artifact)
+    return Verified(
+        model=model,
+        version=champion.version,
+        artifact=artifact.digest,
+        files=len(artifact.manifest.files),
+        size_bytes=artifact.size_bytes,
+    )
+
+
+def _tracking() -> Tracking:
+    prepare_environment(store_home(), hub=False, threads=1)
+    return open_tracking(TrackingSettings())

@@ -1,0 +1,138 @@
+"""Records as tables for a terminal."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from tasks.engines.availability import EngineStatus
+from tasks.release.history import HistoryEntry
+from tasks.release.plan import Plan
+from tasks.release.summary import MetricComparison, RolloutSummary, StageSummary
+from tasks.tracking.query import RunRow
+
+console = Console(highlight=False, soft_wrap=False)
+COLOURS = {"PASS": "green", "FAIL": "red", "ERROR": "red", "INCONCLUSIVE": "yellow", "SKIPPED": "dim"}
+
+
+def summary(found: RolloutSummary) -> None:
+    """A rollout: one row a stage, then the release and where to read on."""
+    table = _table("stage", "verdict", "kept", "weights MiB", "one stream tok/s", "batched tok/s", "KL nats", "s", "reason")
+    for stage in found.stages:
+        table.add_row(
+            stage.stage,
+            _coloured(stage.verdict),
+            "yes" if stage.kept else "",
+            _metric(stage, "mem/weights_mib", ".0f"),
+            _metric(stage, "perf/decode_tokens_per_s", ".0f"),
+            _metric(stage, "perf/throughput_tokens_per_s", ".0f"),
+            _metric(stage, "quality/kl_nats", ".4f"),
+            "cached" if stage.cached else f"{stage.seconds:.0f}",
+            stage.reason,
+        )
+    console.print(table)
+    release = f"{found.release.name}/{found.release.version}" if found.release else "nothing released"
+    console.print(f"{_coloured(found.verdict)}  {found.config} on {found.model}: {found.reason}")
+    console.print(f"release: {release}   run: {found.run_id}   {found.seconds:.0f} s")
+    if found.report:
+        console.print(f"report:  {found.report}", soft_wrap=True)
+    console.print("MLflow:  keiryo ui")
+
+
+def runs(rows: Sequence[RunRow]) -> None:
+    """All rollouts."""
+    table = _table("run", "model", "config", "status", "verdict", "started (UTC)", "s")
+    for row in rows:
+        seconds = "" if row.seconds is None else f"{row.seconds:.0f}"
+        verdict = _coloured(row.verdict) if row.verdict else ""
+        table.add_row(row.run_id[:12], row.model, row.config, row.status, verdict, row.started[:19], seconds)
+    console.print(table)
+
+
+def comparison(rows: Sequence[MetricComparison]) -> None:
+    """Two rollouts or stages."""
+    table = _table("stage", "metric", "first", "second", "ratio")
+    for row in rows:
+        table.add_row(
+            row.stage,
+            row.metric,
+            _with_interval(row.first, row.first_interval),
+            _with_interval(row.second, row.second_interval),
+            "" if row.ratio is None else f"{row.ratio:.3g}",
+        )
+    console.print(table)
+
+
+def history(entries: Sequence[HistoryEntry]) -> None:
+    """Moves of the champion."""
+    table = _table("at (UTC)", "action", "from", "to", "stage", "artifact", "who", "reason")
+    for entry in entries:
+        table.add_row(
+            entry.at[:19],
+            entry.action,
+            str(entry.from_version or ""),
+            str(entry.to_version or ""),
+            entry.stage or "",
+            (entry.artifact or "")[:12],
+            entry.who,
+            entry.reason,
+        )
+    console.print(table)
+
+
+def doctor(rows: Sequence[EngineStatus]) -> None:
+    """Engines and what they need."""
+    table = _table("engine", "works", "version", "detail")
+    for row in rows:
+        table.add_row(row.engine, "[green]yes[/]" if row.works else "[red]no[/]", row.version or "", row.detail)
+    console.print(table)
+
+
+def plan(found: Plan) -> None:
+    """The preflight."""
+    machine = _table("this machine", "")
+    for name, value in found.machine.items():
+        machine.add_row(name, value)
+    console.print(machine)
+    memory = _table("engine", "weights", "KV cache", "context", "batch", "weights MiB", "KV MiB", "activations MiB", "total MiB")
+    for row in found.budgets:
+        memory.add_row(
+            row.engine, row.weights, row.kv_cache, str(row.context_tokens), str(row.batch), f"{row.weights_mib:.1f}",
+            f"{row.kv_mib:.1f}", f"{row.activations_mib:.1f}", f"{row.total_mib:.0f}",
+        )  # fmt: skip
+    console.print(memory)
+    samples = _table("task", "metric", "margin", "allowed", "power", "needed", "needed jointly", "smallest margin")
+    for metric in found.samples:
+        samples.add_row(
+            metric.task, metric.metric, f"{metric.margin:g}", f"{metric.chosen} {metric.unit}", f"{metric.power:.0%}",
+            str(metric.needed or "> 1M"), str(metric.needed_jointly or "> 1M"),
+            "" if metric.smallest_margin is None else f"{metric.smallest_margin:.3g}",
+        )  # fmt: skip
+    console.print(samples)
+    stack = _table("aspect", "recommended", "because", "source")
+    for advice in found.recommendations:
+        stack.add_row(advice.aspect, advice.choice, advice.reason, advice.source)
+    console.print(stack)
+    console.print(f"joint power {found.joint_power:.0%}; disk {found.disk_mib:.0f} MiB; about {found.minutes:.0f} min")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _coloured(verdict: str) -> str:
+    return f"[{COLOURS[verdict]}]{verdict}[/]"
+
+
+def _metric(stage: StageSummary, name: str, form: str) -> str:
+    value = stage.metrics.get(name)
+    return "" if value is None else format(value, form)
+
+
+def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if interval is None else f"{value:.4g} ({interval[0]:.3g} to {interval[1]:.3g})"

@@ -1,0 +1,100 @@
+"""The distill stage: a shallower student from the teacher's logits, exported as the release is, judged on tasks.
+
+Training has to beat doing nothing: the student's held-out loss is compared with that of its own pruned start, both as the artifacts
+that would be served.
+"""
+
+from pathlib import Path
+
+from configs.schema import DistillSettings
+from tasks.distillation.distill import distill
+from tasks.distillation.student import choose_layers, prune_layers
+from tasks.quality.gate import improvement
+from tasks.release.assessment import (
+    held_out_samples,
+    judge_candidate,
+    make_candidate,
+    measure_candidate,
+    samples,
+    score_text,
+)
+from tasks.release.candidate import Candidate
+from tasks.release.stage_result import CandidateResult, StageResult
+from tasks.release.workspace import Workspace
+from tasks.store.artifact import Artifact
+from tasks.store.digest import code_digest, digest_of
+from tasks.training.sealed import curve_csv, trained, training_metrics
+
+CODE = ("tasks/distillation",)
+
+
+def distill_student(workspace: Workspace, settings: DistillSettings, release: Candidate) -> StageResult:
+    """Prune, distil, export in the release's format, judge.
+
+    Raises:
+        TrainingError, EngineError, QualityError, StoreError: the stage cannot be completed.
+    """
+    start = _pruned(workspace, settings)
+    texts = tuple(section.text for section in workspace.splits.train)
+    recipe = {"step": "distill", "settings": settings.model_dump(mode="json")}
+    student, log = trained(
+        workspace.store, workspace.derived, "checkpoint", start, recipe, texts, settings.training.seed, CODE,
+        lambda out, scratch: distill(workspace.source, start, texts, settings, out, scratch),
+    )  # fmt: skip
+    untrained = make_candidate(workspace, start, release.engine, release.format, note=", pruned")
+    candidate = make_candidate(workspace, student, release.engine, release.format, note=", student")
+    measurement = measure_candidate(workspace, candidate)
+    gate, keys = judge_candidate(workspace, candidate, "tasks")
+    gain = improvement(
+        held_out_samples(samples(workspace, score_text(workspace, untrained, "gate"))),
+        held_out_samples(samples(workspace, keys["candidate"])),
+    )
+    change = (
+        f"held-out loss against its pruned start {gain.loss_change_nats:+.3f} nats a token "
+        f"({gain.ci_low:+.3f} to {gain.ci_high:+.3f})"
+    )
+    verdict = gate.verdict if gate.verdict != "PASS" or gain.improved else "INCONCLUSIVE"
+    return StageResult(
+        stage="distill",
+        verdict=verdict,
+        kept=verdict == "PASS",
+        reason=f"student of {start.manifest.recipe['layers']} layers: {change}; {gate.reason}",
+        proposal=candidate,
+        measurement=measurement,
+        gate=gate,
+        candidates=(
+            CandidateResult(name=untrained.name, candidate=untrained, measurement=None),
+            CandidateResult(name=candidate.name, candidate=candidate, measurement=measurement),
+        ),
+        samples=keys,
+        metrics={f"train/{name}": value for name, value in training_metrics("distill", log).items()}
+        | {
+            "quality/held_out_loss_delta_nats": gain.loss_change_nats,
+            "quality/held_out_loss_delta_nats_ci_low": gain.ci_low,
+            "quality/held_out_loss_delta_nats_ci_high": gain.ci_high,
+        },
+        text={"training_distill.csv": curve_csv(log)},
+    )
+
+
+def _pruned(workspace: Workspace, settings: DistillSettings) -> Artifact:
+    texts = [section.text for section in workspace.splits.calibration]
+    key = digest_of(
+        [workspace.source.digest, settings.layers_fraction, texts, code_digest("tasks/distillation", "tasks/training")]
+    )
+
+    def seal() -> Artifact:
+        keep = choose_layers(workspace.source, settings.layers_fraction, texts)
+
+        def build(out: Path) -> None:
+            prune_layers(workspace.source, keep, out)
+
+        return workspace.store.seal(
+            build,
+            kind="checkpoint",
+            parent=workspace.source.digest,
+            recipe={"step": "prune", "layers": len(keep), "kept": list(keep)},
+            data={"calibration": digest_of(texts)},
+        )
+
+    return workspace.store.once_artifact(f"prune-{key}", seal)[0]

@@ -1,0 +1,95 @@
+"""Before the first stage: the model, its text and its tasks, and a check that the configuration fits them."""
+
+from pathlib import Path
+
+from configs.load import ConfigError
+from configs.schema import Config
+from configs.weights import WeightSettings
+from tasks.data.text import split_text
+from tasks.models.checkpoint import Architecture, read_architecture
+from tasks.models.sources import acquire
+from tasks.quality.pack.write import PackInfo, write_pack
+from tasks.quality.planning import MetricPlan, plan_items, refuse_undecidable
+from tasks.release.workspace import Workspace
+from tasks.store.digest import code_digest, digest_of
+from tasks.store.store import Store, store_home
+
+
+def make_workspace(config: Config) -> Workspace:
+    """Acquire the model, split the text, write the tasks.
+
+    Raises:
+        ModelSourceError, TextError, ConfigError, PlanError: the input cannot be used; each names the setting.
+        StoreError: the disk is full.
+    """
+    refuse_undecidable(plan_quality(config))
+    store = Store(store_home())
+    source = acquire(config.model, store)
+    architecture = read_architecture(source)
+    check_group_sizes(config, architecture)
+    splits = split_text(config.quality.text, config.quality.seed)
+    pack, pack_digest = None, config.quality.tasks.pack or "lm-eval"
+    if config.quality.tasks.pack == "embedded":
+        key = digest_of([splits.digest, config.quality.seed, code_digest("tasks/quality/pack")])
+        pack = store.home / "files" / f"pack-{key}"
+        info, _ = store.once(f"pack-{key}", PackInfo, lambda: write_pack(pack, splits, config.quality.seed))
+        pack_digest = info.digest
+    derived = store.home / "derived"
+    derived.mkdir(exist_ok=True)
+    items_digest = digest_of([splits.digest, pack_digest])
+    return Workspace(config, store, source, architecture, splits, pack, items_digest, derived)
+
+
+def plan_quality(config: Config) -> tuple[MetricPlan, ...]:
+    """What every margin of the configuration needs, and what the configured items can show."""
+    quality = config.quality
+    return plan_items(
+        quality.margins,
+        alpha=quality.alpha,
+        tries=quality.tries,
+        power=quality.power,
+        discordance=quality.discordance,
+        tasks=quality.tasks.names,
+        items=quality.tasks.limit or quality.tasks.items,
+        sections=quality.text.gate_sections,
+    )
+
+
+def check_group_sizes(config: Config, architecture: Architecture) -> None:
+    """Every group size must divide the input dimension of every linear layer.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    inputs = {
+        "hidden size": architecture.hidden,
+        "intermediate size": architecture.intermediate,
+        "attention width": architecture.heads * architecture.head_dim,
+    }
+    for index, candidate in enumerate(config.quantize.candidates if config.quantize else ()):
+        check_group_size(f"quantize.candidates.{index}.weights.group_size", candidate.weights, inputs)
+
+
+def check_group_size(where: str, weights: WeightSettings, inputs: dict[str, int]) -> None:
+    """One group size against all input dimensions.
+
+    Raises:
+        ConfigError: it does not divide one of them.
+    """
+    size = weights.group_size
+    if size == -1:
+        return
+    for name, dimension in inputs.items():
+        if dimension % size:
+            fitting = [g for g in (16, 32, 64, 128, 256) if all(d % g == 0 for d in inputs.values())]
+            raise ConfigError(
+                f"{where} = {size}: must divide the model's {name} {dimension}; use "
+                f"{', '.join(map(str, fitting))} or -1 (per channel)"
+            )
+
+
+def scratch_folder(workspace: Workspace, key: str) -> Path:
+    """Where a training run keeps its checkpoints until its result is sealed."""
+    folder = workspace.derived / f"training-{key}"
+    folder.mkdir(exist_ok=True)
+    return folder

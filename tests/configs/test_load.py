@@ -1,0 +1,85 @@
+"""Recipes load, inherit and take overrides; a bad one says path, value, rule and way out in one line."""
+
+from pathlib import Path
+
+import pytest
+
+from configs.load import ConfigError, load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = ROOT / "configs" / "demo.yaml"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_recipe_loads(path):
+    assert load_config(path).name == path.stem
+
+
+def test_inheritance_changes_only_what_it_names():
+    demo, int4 = load_config(DEMO), load_config(ROOT / "configs" / "demo-int4.yaml")
+    assert int4.model == demo.model
+    assert int4.quality == demo.quality
+    assert [candidate.weights.bits for candidate in int4.quantize.candidates] == [4]
+    assert int4.adapt is None
+
+
+def test_overrides_reach_into_lists_and_clear_values():
+    config = load_config(
+        DEMO,
+        [
+            "quality.tasks.items=800",
+            "quantize.candidates.0.weights.symmetric=true",
+            "goals.min_decode_speedup=null",
+        ],
+    )
+    assert config.quality.tasks.items == 800
+    assert config.quantize.candidates[0].weights.symmetric
+    assert config.goals.min_decode_speedup is None
+
+
+def test_threads_reach_every_engine():
+    config = load_config(DEMO, ["threads=4"])
+    assert config.profile.baseline.threads == config.quality.reference.threads == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("quality.tasks.itens=3", "quality.tasks.itens: unknown setting; did you mean items?"),
+        (
+            "quantize.candidates.0.weights.bits=5",
+            "quantize.candidates.0.weights.bits = 5: input should be 4, 8, 16 or 32",
+        ),
+        ("requests.count=none", "requests.count = 'none'"),
+        ("quality.text.gate_sections=20", "greater than or equal to 60"),
+        ("model.source.kind=pickle", "model.source"),
+        ("quantize.candidates.9.engine=openvino", "not a place in a list"),
+        ("quantize.candidates.0.kv_cache=[]", "quantize.candidates.0.kv_cache"),
+        ("quantize=null", "add a quantize section"),
+        ("quality.margins.accuracy=null", "accuracy"),
+        ("requests.min_new_tokens=64", "max_new_tokens must not be below min_new_tokens"),
+        ("quality.margins.kl_nats=.nan", "kl_nats"),
+        ("name", "path=value"),
+        ("quantize.candidates.2.weights={bits: 8, calibration: awq}", "act on bits: 4 only"),
+    ],
+)
+def test_a_bad_setting_is_one_line_that_names_it(override, said):
+    with pytest.raises(ConfigError) as caught:
+        load_config(DEMO, [override])
+    message = str(caught.value)
+    assert said in message
+    assert "\n" not in message
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(ConfigError, match="must be a mapping"):
+        load_config(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1\n")
+    with pytest.raises(ConfigError, match="not YAML"):
+        load_config(tmp_path / "broken.yaml")
+    (tmp_path / "circle.yaml").write_text("extends: circle.yaml\n")
+    with pytest.raises(ConfigError, match="extends itself"):
+        load_config(tmp_path / "circle.yaml")
