@@ -70,7 +70,7 @@ def train_adapter(
         log = train(model, text, training, _next_token_loss, scratch, memory)
     adapter = model.peft_config["default"]
     adapter.base_model_name_or_path = checkpoint.digest  # not the path of this machine
-    model.save_pretrained(out)
+    model.save_pretrained(out, save_embedding_layers=False)  # "auto" would look for the base on the hub
     (out / "README.md").unlink(missing_ok=True)  # peft's model card template
     if not (out / peft.utils.SAFETENSORS_WEIGHTS_NAME).is_file():
         raise TrainingError(f"peft wrote no {peft.utils.SAFETENSORS_WEIGHTS_NAME}")
