@@ -170,7 +170,8 @@ def _requests(tokenizer: TextTokenizer, sections: Sequence[Section]) -> list[Sco
 
 def _rounded(logits: NDArray[np.float32]) -> NDArray[np.float16]:
     """Logit - max; what is below float16's range has no probability and stays finite."""
-    return np.maximum(logits - logits.max(axis=1, keepdims=True), -60000.0).astype(np.float16)
+    shifted: NDArray[np.float32] = np.maximum(logits - logits.max(axis=1, keepdims=True), -60000.0)
+    return shifted.astype(np.float16)
 
 
 def _checked(section: str, request: ScoreRequest, scored: TokenScores) -> NDArray[np.float32]:

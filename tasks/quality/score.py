@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -32,14 +33,16 @@ def score_reference(
     with_tasks: bool = True,
     items: int | None = None,
 ) -> Samples:
-    """Score the source model; its logits stay in the file `logits` for `score_candidate`, and are taken from there if it exists.
+    """Score the source model; its logits stay in the file `logits`, and are taken from there if it exists.
 
     Arguments as in `score_candidate`.
     """
     rows: list[Sample] = []
     tokenizer, sections = TextTokenizer(tokenizer_folder), getattr(splits, split)
     rows += (
-        reference_samples(logits) if logits.is_file() else reference_logits(engine, tokenizer, sections, logits)
+        reference_samples(logits)
+        if logits.is_file()
+        else reference_logits(engine, tokenizer, sections, logits)
     )
     if with_tasks and quality.margins.accuracy is not None:
         rows += _score_tasks(engine, tokenizer_folder, quality, pack, split, partial, items)
@@ -96,7 +99,7 @@ def samples_of(rows: Iterable[Sample]) -> Samples:
     ordered = sorted(rows, key=lambda row: (row.task, row.metric, row.item))
     if not ordered:
         raise QualityError("nothing was scored: quality.margins asks for nothing that this split has")
-    for before, after in zip(ordered, ordered[1:], strict=False):
+    for before, after in pairwise(ordered):
         if (before.task, before.metric, before.item) == (after.task, after.metric, after.item):
             raise QualityError(f"task {after.task}: item {after.item} stands twice under {after.metric}")
     body = json.dumps([[row.task, row.metric, row.item, row.item_hash] for row in ordered])
