@@ -1,0 +1,113 @@
+"""The rules of a rollout, on records alone: goals, the choice, the challenger, what runs next, the verdict of the whole."""
+
+import pytest
+from fake_rollout import INT4, INT8, MEASURED, RESULTS, SOURCE, tried
+
+from configs.quality import Margins
+from configs.schema import AdaptSettings, Goals, TrainingSettings
+from tasks.release.decision import adaptation_purpose, challenger, choose, missed_goals, overall
+from tasks.release.progress import Progress
+from tasks.release.stage_result import CandidateResult, StageResult
+
+BASELINE = MEASURED[SOURCE.name]
+BROKEN = CandidateResult(name="broken", candidate=None, measurement=None, error="out of memory")
+
+
+def result(stage: str, verdict: str, kept: bool = False, **rest: object) -> StageResult:
+    return StageResult(stage=stage, verdict=verdict, kept=kept, reason=f"{stage} said {verdict}", **rest)
+
+
+@pytest.mark.parametrize(
+    ("goals", "missed"),
+    [
+        ({}, 0),
+        ({"max_weights_mib": 130}, 0),
+        ({"max_weights_mib": 129}, 1),
+        ({"min_decode_speedup": 6}, 0),  # 92 / 15.2 = 6.05
+        ({"min_decode_speedup": 6.1}, 1),
+        ({"min_throughput_speedup": 40, "max_itl_ms_p95": 1}, 2),
+    ],
+)
+def test_goals_are_limits_on_the_measurement(goals, missed):
+    assert len(missed_goals(Goals(**goals), MEASURED[INT8.name], BASELINE)) == missed
+
+
+def test_the_fastest_within_the_margins_is_proposed():
+    results = [tried(INT8, 0.004), tried(INT4, 0.3), BROKEN]
+    assert choose(results, Goals(), Margins(), BASELINE).candidate == INT8
+
+
+def test_quality_comes_before_goals():
+    """Only int4 is small enough, but it is far outside the margins: the gate must not be asked to pass it."""
+    results = [tried(INT8, 0.004), tried(INT4, 0.3)]
+    assert choose(results, Goals(max_weights_mib=100), Margins(), BASELINE).candidate == INT8
+
+
+def test_without_a_good_one_the_least_bad_is_proposed():
+    results = [tried(INT4, 0.3), BROKEN]
+    assert choose(results, Goals(), Margins(), BASELINE).candidate == INT4
+    assert choose([BROKEN], Goals(), Margins(), BASELINE) is None
+
+
+def test_the_challenger_meets_the_goals_and_is_not_the_release():
+    results = [tried(INT8, 0.004), tried(INT4, 0.3), BROKEN]
+    assert challenger(results, INT8, Goals(max_weights_mib=100), BASELINE).candidate == INT4
+    assert challenger(results, INT8, Goals(max_weights_mib=50), BASELINE) is None
+
+
+RECOVERY = TrainingSettings()
+
+
+@pytest.mark.parametrize(
+    ("settings", "misses", "has_challenger", "purpose"),
+    [
+        (None, ("x",), True, None),
+        (AdaptSettings(recovery=RECOVERY), ("max_weights_mib",), True, "recovery"),
+        (AdaptSettings(recovery=RECOVERY), (), True, None),
+        (AdaptSettings(recovery=RECOVERY), ("max_weights_mib",), False, None),
+        (AdaptSettings(data="text", recovery=RECOVERY), (), True, "data"),
+        (AdaptSettings(data="text"), ("max_weights_mib",), True, "data"),
+    ],
+)
+def test_recovery_runs_only_for_a_missed_goal_with_a_challenger(settings, misses, has_challenger, purpose):
+    assert adaptation_purpose(settings, misses, has_challenger)[0] == purpose
+
+
+PROFILE = RESULTS[0]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "changed", "missed", "verdict"),
+    [
+        (["PASS"], True, (), "PASS"),
+        (["PASS"], True, ("goal",), "FAIL"),
+        (["PASS", "FAIL"], True, (), "PASS"),  # a later stage that did not pay does not undo the release
+        (["FAIL"], False, ("goal",), "FAIL"),
+        (["FAIL"], False, (), "FAIL"),
+        (["INCONCLUSIVE"], False, (), "INCONCLUSIVE"),
+        (["INCONCLUSIVE"], False, ("goal",), "INCONCLUSIVE"),
+        (["PASS", "ERROR"], True, (), "ERROR"),
+        (["SKIPPED"], False, (), "PASS"),
+        (["SKIPPED"], False, ("goal",), "FAIL"),
+    ],
+)
+def test_the_verdict_of_the_whole_fails_closed(verdicts, changed, missed, verdict):
+    names = ("quantize", "batching", "adapt", "distill")
+    stages = [PROFILE, *(result(name, v) for name, v in zip(names, verdicts, strict=False))]
+    assert overall(stages, changed, missed)[0] == verdict
+
+
+def test_progress_moves_the_release_only_when_a_stage_is_kept():
+    begun = Progress.begin(Goals(max_weights_mib=100), PROFILE)
+    assert begun.release_is_source
+    quantize = RESULTS[1]
+    after = begun.after(quantize)
+    assert after.release == INT8
+    assert after.challenger == INT4
+    assert after.missed  # 129.6 MiB
+    failed = after.after(result("adapt", "FAIL", proposal=INT4, measurement=MEASURED[INT4.name]))
+    assert failed.release == INT8
+    assert failed.kept == (PROFILE, quantize)
+    assert not failed.after(result("distill", "ERROR")).going
+
+
