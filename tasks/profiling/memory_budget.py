@@ -1,0 +1,171 @@
+"""The memory that serving takes, in closed form: weights, KV cache, activations, the engine itself.
+
+What an engine keeps of the weights is not only the file. OpenVINO maps the file and packs every matrix once
+more for its kernels, uncompressed ones in the type of the arithmetic; ONNX Runtime packs into its own heap
+and drops what it read; transformers holds one copy in the type of the arithmetic.
+"""
+
+from configs.engine import EngineSettings
+from configs.schema import RequestSettings
+from configs.weights import WeightSettings
+from tasks.models.checkpoint import Architecture
+from tasks.profiling.cache_memory import (
+    allocated_cache_bytes,
+    cache_token_bytes,
+    kv_cache_bytes,
+    kv_factor,
+)
+from tasks.profiling.weight_memory import plain_bytes, weight_bytes
+from tasks.store.record import Record
+
+__all__ = [
+    "MemoryBudget",
+    "activation_tensor_bytes",
+    "cache_token_bytes",
+    "kv_cache_bytes",
+    "kv_factor",
+    "prefill_activation_bytes",
+    "relative_error",
+    "serving_budget",
+    "weight_bytes",
+]
+
+_MIB = 2**20
+_RUNTIME_BYTES = {
+    "transformers": 10 * _MIB,
+    "openvino": 100 * _MIB,
+    "onnxruntime": 50 * _MIB,
+    "vllm": 500 * _MIB,
+}
+"""Graph, kernels and scratch of the engine itself: no closed form, measured once on a model of 135 M
+parameters."""
+
+
+class MemoryBudget(Record):
+    """Predicted memory of serving, bytes.
+
+    Attributes:
+        weights_bytes: weights as they lie in the artifact.
+        working_weights_bytes: what the engine adds to them: its packed or converted copy; negative where it
+            keeps less.
+        kv_cache_bytes: keys and values of the requests in flight at their full length.
+        activations_bytes: largest set of intermediate values of one step, logits included.
+        runtime_bytes: of the engine itself, whatever the model.
+        total_bytes: the sum: the predicted peak.
+    """
+
+    weights_bytes: int
+    working_weights_bytes: int
+    kv_cache_bytes: int
+    activations_bytes: int
+    runtime_bytes: int
+    total_bytes: int
+
+
+def serving_budget(
+    architecture: Architecture, weights: WeightSettings, engine: EngineSettings, requests: RequestSettings
+) -> MemoryBudget:
+    """Predict the peak while `requests` are served.
+
+    For a table by context and batch, vary `requests.prompt_tokens` and `requests.count`, with
+    `scheduler.max_num_seqs` at least the count.
+
+    Raises:
+        ValueError: the shape of the model is not covered by the formulas.
+    """
+    in_flight = min(requests.count, engine.scheduler.max_num_seqs)
+    stored = weight_bytes(architecture, weights, engine.engine)
+    working = _working_weights_bytes(architecture, weights, engine, stored)
+    cache = _cache_bytes(architecture, engine, requests, in_flight)
+    activations = prefill_activation_bytes(
+        architecture,
+        step_tokens=_step_tokens(engine, requests, in_flight),
+        sequences=in_flight,
+        element_bytes=_element_bytes(engine),
+    )
+    runtime = _RUNTIME_BYTES[engine.engine]
+    return MemoryBudget(
+        weights_bytes=stored,
+        working_weights_bytes=working,
+        kv_cache_bytes=cache,
+        activations_bytes=activations,
+        runtime_bytes=runtime,
+        total_bytes=stored + working + cache + activations + runtime,
+    )
+
+
+def activation_tensor_bytes(batch: int, tokens: int, width: int, bits: int) -> int:
+    """One intermediate tensor of shape (batch, tokens, width)."""
+    return plain_bytes(batch * tokens * width, bits)
+
+
+def prefill_activation_bytes(
+    architecture: Architecture, *, step_tokens: int, sequences: int, element_bytes: int
+) -> int:
+    """Largest set of values alive at once in one forward pass over `step_tokens` tokens.
+
+    A layer is at its widest inside the MLP: residual and normed input, gate, up and their product. Attention
+    scores are never whole in memory (fused kernels). The logits exist for the last token of each sequence, in
+    f32, twice: as the model returns them and as the sampler reads them.
+    """
+    layer = step_tokens * (2 * architecture.hidden + 3 * architecture.intermediate) * element_bytes
+    logits = 2 * sequences * architecture.vocabulary * 4
+    return layer + logits
+
+
+def relative_error(predicted: float, measured: float) -> float:
+    """(predicted - measured) / measured: above 0 when the prediction was too high.
+
+    Raises:
+        ValueError: nothing was measured.
+    """
+    if measured <= 0:
+        raise ValueError(f"measured is {measured}; a relative error needs a measurement above 0")
+    return predicted / measured - 1
+
+
+def _element_bytes(engine: EngineSettings) -> int:
+    return 2 if engine.compute == "bf16" else 4
+
+
+def _working_weights_bytes(
+    architecture: Architecture, weights: WeightSettings, engine: EngineSettings, stored: int
+) -> int:
+    computed = architecture.parameters * _element_bytes(engine)
+    match engine.engine:
+        case "openvino":
+            return computed if weights.bits in (16, 32) else stored
+        case "onnxruntime":
+            return 0
+        case _:
+            return computed - stored
+
+
+def _cache_bytes(
+    architecture: Architecture, engine: EngineSettings, requests: RequestSettings, in_flight: int
+) -> int:
+    """The list in flight or the single stream, whichever needs more, within a paged scheduler's limit."""
+    if not engine.use_kv_cache:
+        return 0
+    lists, stream = (
+        allocated_cache_bytes(
+            architecture,
+            engine.engine,
+            context_tokens=requests.prompt_tokens + new_tokens,
+            batch=batch,
+            kv_cache=engine.kv_cache,
+        )
+        for batch, new_tokens in ((in_flight, requests.max_new_tokens), (1, requests.one_stream_new_tokens))
+    )
+    needed = max(lists, stream)
+    return min(needed, engine.scheduler.cache_mib * _MIB) if engine.engine in ("openvino", "vllm") else needed
+
+
+def _step_tokens(engine: EngineSettings, requests: RequestSettings, in_flight: int) -> int:
+    """Tokens of the largest forward pass."""
+    tokens = (
+        requests.prompt_tokens if engine.use_kv_cache else requests.prompt_tokens + requests.max_new_tokens
+    )
+    if engine.engine in ("openvino", "vllm"):
+        return min(in_flight * tokens, engine.scheduler.max_num_batched_tokens)
+    return in_flight * tokens

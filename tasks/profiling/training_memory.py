@@ -1,0 +1,97 @@
+"""The memory that training takes, in closed form."""
+
+from configs.schema import LoraSettings, TrainingSettings
+from tasks.models.checkpoint import Architecture
+from tasks.profiling.matrices import linear_matrices
+from tasks.profiling.weight_memory import plain_bytes
+from tasks.store.record import Record
+
+NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
+"""Bits a weight under NF4 with double quantization (Dettmers et al. 2023, QLoRA, section 3)."""
+
+
+class TrainingBudget(Record):
+    """Predicted memory of training, bytes.
+
+    Attributes:
+        base_bytes: the frozen weights; 0 where everything is trained.
+        trained_bytes: the trained weights, f32.
+        gradients_bytes: their gradients, f32.
+        optimizer_bytes: AdamW's two moments, f32.
+        activations_bytes: what the backward pass needs, and one chunk of logits.
+        total_bytes: the sum: the predicted peak.
+    """
+
+    base_bytes: int
+    trained_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    total_bytes: int
+
+
+def lora_parameters(architecture: Architecture, lora: LoraSettings) -> int:
+    """Trained values of an adapter: rank * (inputs + outputs) a target; DoRA adds one for each output.
+
+    The rule of thumb 2 * hidden * rank a projection holds for square ones only: with grouped keys and values,
+    and in the MLP, it is wrong by the ratio of the two sides.
+
+    Raises:
+        ValueError: a target that this decoder does not have.
+    """
+    matrices = {matrix.name: matrix for matrix in linear_matrices(architecture)}
+    unknown = sorted(set(lora.target_modules) - matrices.keys())
+    if unknown:
+        raise ValueError(f"target_modules names {', '.join(unknown)}; this decoder has {', '.join(matrices)}")
+    targets = [matrices[name] for name in dict.fromkeys(lora.target_modules)]
+    magnitudes = sum(matrix.rows for matrix in targets) if lora.method == "dora" else 0
+    low_rank = sum(lora.rank * (matrix.inputs + matrix.outputs) * matrix.count for matrix in targets)
+    return low_rank + magnitudes
+
+
+def training_budget(
+    architecture: Architecture, training: TrainingSettings, lora: LoraSettings | None, *, logit_tokens: int
+) -> TrainingBudget:
+    """Predict the peak of training an adapter on a frozen base, or all weights without `lora`.
+
+    Args:
+        architecture: of the model that is trained.
+        training: batch, sequence length and autocast.
+        lora: the adapter; None: every parameter is trained.
+        logit_tokens: tokens whose logits exist at once: the chunk of the loss, or the whole batch.
+
+    Raises:
+        ValueError: a target that this decoder does not have.
+    """
+    trained = architecture.parameters if lora is None else lora_parameters(architecture, lora)
+    parts = {
+        "base_bytes": 0 if lora is None else _base_bytes(architecture, training, lora),
+        "trained_bytes": 4 * trained,
+        "gradients_bytes": 4 * trained,
+        "optimizer_bytes": 8 * trained,
+        "activations_bytes": _activations_bytes(architecture, training, logit_tokens),
+    }
+    return TrainingBudget(**parts, total_bytes=sum(parts.values()))
+
+
+def _base_bytes(architecture: Architecture, training: TrainingSettings, lora: LoraSettings) -> int:
+    """The frozen base in the type of the arithmetic; QLoRA holds its linear layers in NF4."""
+    bits = 16 if training.autocast == "bf16" else 32
+    linear = sum(matrix.elements for matrix in linear_matrices(architecture)) if lora.method == "qlora" else 0
+    return plain_bytes(linear, NF4_BITS) + plain_bytes(architecture.parameters - linear, bits)
+
+
+def _activations_bytes(architecture: Architecture, training: TrainingSettings, logit_tokens: int) -> int:
+    """Values kept for the backward pass, without checkpointing, and three copies of a chunk of logits.
+
+    A layer keeps, for each token: both norms' inputs in f32, their outputs, queries, keys and values before
+    and after the rotary embedding, the attention output, gate, up, the activated gate and their product.
+    """
+    hidden, intermediate = architecture.hidden, architecture.intermediate
+    queries = architecture.heads * architecture.head_dim
+    keys = architecture.kv_heads * architecture.head_dim
+    element_bytes = 2 if training.autocast == "bf16" else 4
+    kept = 2 * hidden + 2 * (queries + 2 * keys) + queries + 4 * intermediate
+    tokens = training.batch_sequences * training.sequence_tokens
+    layer = tokens * (2 * hidden * 4 + kept * element_bytes)
+    return architecture.layers * layer + 3 * logit_tokens * architecture.vocabulary * 4
