@@ -8,8 +8,8 @@ Samples that do not match are an ERROR, never a smaller sample; so is a margin i
 metric was scored.
 
 Judged: perplexity (difference of NLL a token against log(1 + fraction)), KL (its upper limit; the candidate
-alone has it), and for each task the first of acc, acc_norm, exact_match. The others, and flips of tokens,
-stay in the samples and are reported from there.
+alone has it), and for each task the first of acc, acc_norm, exact_match (the first filter by name). The
+others, and flips of tokens, stay in the samples and are reported from there.
 """
 
 import math
@@ -20,7 +20,14 @@ import numpy as np
 
 from configs.quality import Margins
 from tasks.quality.intervals import Interval, TooFewClusters, accuracy_interval, text_interval
-from tasks.quality.pairing import ACCURACY_METRICS, ONE_SAMPLE_METRICS, PairedMetric, SampleError, pair
+from tasks.quality.pairing import (
+    ACCURACY_METRICS,
+    ONE_SAMPLE_METRICS,
+    PairedMetric,
+    SampleError,
+    is_accuracy,
+    pair,
+)
 from tasks.quality.samples import Samples
 from tasks.quality.verdict import GateVerdict, MetricVerdict
 from tasks.store.record import Record
@@ -96,7 +103,7 @@ def metric_verdict(table: PairedMetric, margin: float, alpha_pass: float, alpha_
     failed = shown.low > margin and _interval(table, alpha_fail).low > margin
     weight = table.weights.sum()
     before, after = float(table.reference.sum() / weight), float(table.candidate.sum() / weight)
-    accuracy = table.metric in ACCURACY_METRICS
+    accuracy = is_accuracy(table.metric)
     if table.metric == "perplexity":
         before, after = (
             math.exp(min(nll, 700.0)) for nll in (before, after)
@@ -197,19 +204,20 @@ def _kinds(pairs: tuple[PairedMetric, ...]) -> Iterator[tuple[str, PairedMetric]
         kinds = [
             (metric, tables[task, metric]) for metric in ("perplexity", "kl") if (task, metric) in tables
         ]
-        accuracy = [tables[task, metric] for metric in ACCURACY_METRICS if (task, metric) in tables]
+        accuracy = [table for table in pairs if table.task == task and is_accuracy(table.metric)]
+        accuracy.sort(key=lambda table: ACCURACY_METRICS.index(table.metric.partition(".")[0]))
         kinds += [("accuracy", table) for table in accuracy[:1]]
         if not kinds:
             names = sorted({table.metric for table in pairs if table.task == task})
             raise SampleError(
                 f"task {task} has only {', '.join(names)}; the gate judges {', '.join(ACCURACY_METRICS)}, "
-                "perplexity and kl"
+                "perplexity and kl: take the task out of quality.tasks.names"
             )
         yield from kinds
 
 
 def _interval(table: PairedMetric, alpha: float) -> Interval:
-    if table.metric in ACCURACY_METRICS:
+    if is_accuracy(table.metric):
         return accuracy_interval(table.reference - table.candidate, table.clusters, alpha=alpha)
     change = table.candidate - table.reference
     return text_interval(change, table.weights, table.clusters, alpha=alpha, skewed=table.metric == "kl")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tasks.quality.samples import Sample, Samples
 
 ACCURACY_METRICS = ("acc", "acc_norm", "exact_match")
-"""Metrics of 0 and 1; the gate judges the first of them that a task has."""
+"""Metrics of 0 and 1, a filter of lm-eval after a dot; the gate judges the first of them that a task has."""
 
 ONE_SAMPLE_METRICS = ("kl", "flips")
 """Metrics that already compare the candidate with the reference: only the candidate has them.
@@ -48,6 +48,11 @@ class PairedMetric:
     candidate: NDArray[np.float64]
     weights: NDArray[np.float64]
     clusters: NDArray[np.str_]
+
+
+def is_accuracy(metric: str) -> bool:
+    """Whether values of `metric` are 0 or 1: "acc", "exact_match.strict-match"."""
+    return metric.partition(".")[0] in ACCURACY_METRICS
 
 
 def pair(reference: Samples, candidate: Samples) -> tuple[PairedMetric, ...]:
@@ -93,7 +98,7 @@ def _check_numbers(row: Sample, where: str) -> None:
         raise SampleError(f"{where}: value {row.value} is not finite; the model or the scoring is broken")
     if not (math.isfinite(row.weight) and row.weight > 0):
         raise SampleError(f"{where}: weight {row.weight} must be finite and above 0")
-    if row.metric in ACCURACY_METRICS and (row.value not in (0, 1) or row.weight != 1):
+    if is_accuracy(row.metric) and (row.value not in (0, 1) or row.weight != 1):
         raise SampleError(
             f"{where}: value {row.value}, weight {row.weight}; accuracy is 0 or 1 with weight 1"
         )

@@ -205,6 +205,14 @@ def test_one_accuracy_metric_a_task_is_judged():
         alpha=0.05,
     )
     assert [row.metric for row in alone.metrics] == ["acc_norm"]
+    filtered = collect(
+        answers(plain, metric="exact_match.strict-match")
+        + answers(plain, metric="exact_match.flexible-extract")
+    )
+    verdict = judge(filtered, filtered, ACCURACY_ONLY, alpha=0.05)
+    assert [(row.metric, row.unit) for row in verdict.metrics] == [
+        ("exact_match.flexible-extract", "fraction")
+    ]
 
 
 ERRORS = {
