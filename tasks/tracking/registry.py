@@ -280,4 +280,4 @@ def _release(version: ModelVersion, aliases: dict[str, str]) -> ReleaseVersion:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds")
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")  # MLflow refuses "+" in a key

@@ -17,7 +17,9 @@ SPEED = st.floats(1e-3, 1e6)
 
 def point(index: int, quality: QualityLevel, mib: float = 1.0) -> LedgerPoint:
     memory = Memory(weights_mib=mib, kv_mib=0, peak_mib=2 * mib, predicted_mib=0)
-    return LedgerPoint(stage=f"s{index}", candidate=f"c{index}", memory=memory, quality=quality, seconds=index)
+    return LedgerPoint(
+        stage=f"s{index}", candidate=f"c{index}", memory=memory, quality=quality, seconds=index
+    )
 
 
 @st.composite
@@ -40,7 +42,9 @@ def test_rows_add_up_to_the_total(drawn: tuple[list[LedgerPoint], Speeds, Speeds
     total = made.total
     assert len(made.rows) == len(chain) - 1
     for name in ("decode_log_ratio", "throughput_log_ratio"):
-        assert math.fsum(getattr(row, name) for row in made.rows) == pytest.approx(getattr(total, name), abs=1e-9)
+        assert math.fsum(getattr(row, name) for row in made.rows) == pytest.approx(
+            getattr(total, name), abs=1e-9
+        )
     for name in ("weights_mib_delta", "peak_mib_delta", "seconds"):
         rows = math.fsum(getattr(row, name) for row in made.rows)
         assert rows == pytest.approx(getattr(total, name), rel=1e-9, abs=1e-9)

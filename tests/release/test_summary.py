@@ -9,11 +9,25 @@ from tasks.release.metrics import merge, metric_name, stage_metrics
 from tasks.release.summary import compare_runs, compare_stages
 
 CONTRACT = {
-    "perf/decode_tokens_per_s", "perf/throughput_tokens_per_s", "perf/ttft_ms_p50", "perf/ttft_ms_p95",
-    "perf/ttft_ms_p99", "perf/itl_ms_p50", "perf/itl_ms_p95", "perf/itl_ms_p99", "mem/weights_mib", "mem/kv_mib",
-    "mem/peak_mib", "mem/predicted_mib", "quality/kl_nats", "quality/flip_rate", "quality/keiryo_last_word/acc",
-    "quality/keiryo_last_word/acc_delta", "quality/keiryo_last_word/acc_ci_low", "quality/keiryo_last_word/acc_ci_high",
-}  # fmt: skip
+    "perf/decode_tokens_per_s",
+    "perf/throughput_tokens_per_s",
+    "perf/ttft_ms_p50",
+    "perf/ttft_ms_p95",
+    "perf/ttft_ms_p99",
+    "perf/itl_ms_p50",
+    "perf/itl_ms_p95",
+    "perf/itl_ms_p99",
+    "mem/weights_mib",
+    "mem/kv_mib",
+    "mem/peak_mib",
+    "mem/predicted_mib",
+    "quality/kl_nats",
+    "quality/flip_rate",
+    "quality/keiryo_last_word/acc",
+    "quality/keiryo_last_word/acc_delta",
+    "quality/keiryo_last_word/acc_ci_low",
+    "quality/keiryo_last_word/acc_ci_high",
+}
 
 
 def test_a_gated_stage_has_every_metric_of_the_contract() -> None:
@@ -44,11 +58,27 @@ def test_what_is_not_finite_or_ambiguous_is_refused() -> None:
 def test_the_summary_has_the_shape_of_show_json() -> None:
     document = evidence().summary.model_dump(mode="json")
     assert document.keys() >= {
-        "run_id", "config", "verdict", "exit_code", "model", "stages", "release", "report", "seconds",
-    }  # fmt: skip
+        "run_id",
+        "config",
+        "verdict",
+        "exit_code",
+        "model",
+        "stages",
+        "release",
+        "report",
+        "seconds",
+    }
     assert document["stages"][2].keys() == {
-        "stage", "verdict", "kept", "engine", "artifact", "seconds", "cached", "metrics", "reason",
-    }  # fmt: skip
+        "stage",
+        "verdict",
+        "kept",
+        "engine",
+        "artifact",
+        "seconds",
+        "cached",
+        "metrics",
+        "reason",
+    }
     assert document["stages"][2]["artifact"] == BATCHED.artifact
     assert document["release"] == {"name": "tiny-llama", "version": 2, "artifact": BATCHED.artifact}
     assert document["exit_code"] == 0

@@ -83,9 +83,13 @@ def test_promote_and_roll_back(registered: Tracking) -> None:
         rollback(registered, MODEL)
     assert rollback(registered, MODEL, to_version=3).champion.candidate == BATCHED
     assert moves(registered) == [
-        ("promote", None, 1), ("promote", 1, 2), ("promote", 2, 3),
-        ("rollback", 3, 2), ("rollback", 2, 1), ("rollback", 1, 3),
-    ]  # fmt: skip
+        ("promote", None, 1),
+        ("promote", 1, 2),
+        ("promote", 2, 3),
+        ("rollback", 3, 2),
+        ("rollback", 2, 1),
+        ("rollback", 1, 3),
+    ]
 
 
 def test_roll_back_to_a_stage(registered: Tracking) -> None:
@@ -155,8 +159,15 @@ def test_concurrent_promotions_keep_the_history_whole(registered: Tracking) -> N
 def test_the_stack_of_champions() -> None:
     def entry(action: str, version: int | None) -> HistoryEntry:
         return HistoryEntry(
-            at="", action=action, from_version=None, to_version=version, stage=None, artifact=None, who="", reason=""
-        )  # fmt: skip
+            at="",
+            action=action,
+            from_version=None,
+            to_version=version,
+            stage=None,
+            artifact=None,
+            who="",
+            reason="",
+        )
 
     assert champions([entry("promote", 1), entry("promote", 2), entry("rollback", 1)]) == [1]
     assert champions([entry("promote", 1), entry("rollback", 3), entry("promote", 4)]) == [1, 3, 4]

@@ -30,13 +30,9 @@ def log_all(tracking: Tracking) -> tuple[Evidence, dict[str, str]]:
     """Log the whole fake rollout; return its evidence and the run ids of its stages."""
     run_id = log_rollout_start(tracking, CONFIG)
     both = {"source": samples(), "candidate": samples(0.5)}
-    stages = {
-        r.stage: log_stage(tracking, run_id, r, both if r.stage == "quantize" else {}) for r in RESULTS
-    }
+    stages = {r.stage: log_stage(tracking, run_id, r, both if r.stage == "quantize" else {}) for r in RESULTS}
     made = evidence(run_id)
-    log_rollout_end(
-        tracking, made.summary, made.ledger, made.environment, "<html>", {"ledger.svg": "<svg/>"}
-    )
+    log_rollout_end(tracking, made.summary, made.ledger, made.environment, "<html>", {"ledger.svg": "<svg/>"})
     return made, stages
 
 
@@ -58,18 +54,30 @@ def test_the_contract_is_in_mlflow(tracking: Tracking) -> None:
     assert parent.data.params["quality.margins.kl_nats"] == "0.02"
     assert parent.data.tags["keiryo.verdict"] == "PASS"
     files = {item.path for item in client.list_artifacts(parent.info.run_id)}
-    assert files >= {"report.html", "ledger.json", "summary.json", "figures", "config.json", "environment.json"}
+    assert files >= {
+        "report.html",
+        "ledger.json",
+        "summary.json",
+        "figures",
+        "config.json",
+        "environment.json",
+    }
 
     below = children(tracking, parent.info.experiment_id, parent.info.run_id)
     assert {run.data.tags["keiryo.stage"] for run in below} == {r.stage for r in RESULTS}
     quantize = client.get_run(stages["quantize"])
-    expected = {"keiryo.stage": "quantize", "keiryo.verdict": "PASS", "keiryo.kept": "true",
-                "keiryo.artifact": INT8.artifact, "keiryo.engine": "openvino"}  # fmt: skip
+    expected = {
+        "keiryo.stage": "quantize",
+        "keiryo.verdict": "PASS",
+        "keiryo.kept": "true",
+        "keiryo.artifact": INT8.artifact,
+        "keiryo.engine": "openvino",
+    }
     assert expected.items() <= quantize.data.tags.items()
     assert quantize.data.metrics["perf/decode_tokens_per_s"] == 92.0
     assert quantize.data.metrics["quality/keiryo_last_word/acc_delta"] == pytest.approx(-0.004)
     (dataset,) = quantize.inputs.dataset_inputs
-    assert "9" * 36 == dataset.dataset.digest
+    assert dataset.dataset.digest == "9" * 36
     assert client.get_run(stages["adapt"]).data.tags["keiryo.kept"] == "false"
     assert client.get_run(stages["distill"]).data.tags["keiryo.verdict"] == "SKIPPED"
 
@@ -138,9 +146,15 @@ def killed_rollout() -> str:
     """Run id of a rollout whose process was killed while it logged its second stage."""
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path[:0] = {[str(root), str(root / 'tests/fixtures')]}\n{KILLED}"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            f"import sys; sys.path[:0] = {[str(root), str(root / 'tests/fixtures')]}\n{KILLED}",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == -9, done.stderr
     return done.stdout.strip()
 
@@ -164,7 +178,10 @@ def test_a_killed_rollout_goes_on_in_its_own_run(tracking: Tracking) -> None:
 
 
 def test_a_new_rollout_closes_what_a_dead_process_left(tracking: Tracking) -> None:
-    killed = killed_rollout()
+    killed = log_rollout_start(tracking, CONFIG)
+    machine, pid, started = this_process().rsplit(" ", 2)
+    dead = f"{machine} {pid} {float(started) - 100:.2f}"
+    tracking.client.set_tag(killed, "keiryo.process", dead)
     fresh = log_rollout_start(tracking, CONFIG)
     assert fresh != killed
     assert tracking.client.get_run(killed).info.status == "KILLED"

@@ -1,0 +1,114 @@
+"""The report: one file, no requests, everything shown and everything escaped."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from fake_rollout import CONFIG, RESULTS, evidence
+
+from tasks.report.figures import draw_figures
+from tasks.report.html import headline, render_report
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return render_report(evidence())
+
+
+class Fetches(HTMLParser):
+    """Every attribute by which a page asks for something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "action", "srcset", "data") and not (
+                value or ""
+            ).startswith("#"):
+                self.found.append(f"{tag} {name}={value}")
+
+
+def test_it_asks_the_network_for_nothing(page: str) -> None:
+    parser = Fetches()
+    parser.feed(page)
+    assert parser.found == []
+    assert parser.tags.isdisjoint({"script", "link", "iframe", "object"})
+    assert not re.search(r"@import|url\((?!#)", page)
+
+
+def test_it_shows_every_stage_with_its_reason_and_every_gate_figure(page: str) -> None:
+    for result in RESULTS:
+        assert f"<b>{result.stage}</b>" in page
+        assert result.reason in page
+        for metric in result.gate.metrics if result.gate else ():
+            assert f"{metric.task} {metric.metric}" in page
+    assert "[-1.50 pt, +0.70 pt]" in page  # the interval of the last-word accuracy
+    assert "built-in method" not in page
+    assert "alpha = 0.05 / 3" in page
+    assert "96.7%" in page  # two-sided 1 - 2 alpha at alpha / 3
+    assert "Example CPU" in page
+
+
+def test_the_headline_is_the_ledger_in_one_sentence() -> None:
+    assert headline(evidence()).replace("\N{MULTIPLICATION SIGN}", "x") == (
+        "tiny-llama, version 2, is 6.12x as fast in one stream and 36.8x with all requests in flight,"
+        " 383 MiB smaller, and within every quality margin against the source model."
+    )
+
+
+def test_text_is_escaped() -> None:
+    made = evidence()
+    spoiled = {"reason": HOSTILE, "text": {"x.md": HOSTILE}}
+    stages = tuple(result.model_copy(update=spoiled) for result in made.results)
+    hostile = made.model_copy(
+        update={
+            "results": stages,
+            "environment": {HOSTILE: HOSTILE},
+            "config": CONFIG.model_copy(update={"name": HOSTILE}),
+            "summary": made.summary.model_copy(
+                update={"verdict": "FAIL", "reason": HOSTILE, "model": HOSTILE}
+            ),
+        }
+    )
+    candidates = tuple(each.model_copy(update={"name": HOSTILE}) for each in RESULTS[1].candidates)
+    quantize = stages[1].model_copy(update={"candidates": candidates})
+    text = render_report(hostile.model_copy(update={"results": (stages[0], quantize, *stages[2:])}))
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_figures_for_what_there_is() -> None:
+    made = evidence()
+    assert set(draw_figures(made)) == {
+        "ledger-waterfall.svg",
+        "gate-forest.svg",
+        "pareto-front.svg",
+        "latency-percentiles.svg",
+        "memory-predicted.svg",
+    }
+    bare = made.model_copy(update={"results": RESULTS[-1:], "ledger": None})
+    assert draw_figures(bare) == {}
+    assert "Ledger</h2>" not in render_report(bare)
+
+
+def test_two_figures_share_no_ids() -> None:
+    drawn = draw_figures(evidence())
+    ids = [set(re.findall(r'id="([^"]+)"', svg)) for svg in drawn.values()]
+    assert sum(map(len, ids)) == len(set().union(*ids))
+    for svg, own in zip(drawn.values(), ids, strict=True):
+        assert set(re.findall(r'(?:href="|url\()#([^")]+)', svg)) <= own
+
+
+def test_an_error_is_reported_without_figures() -> None:
+    made = evidence()
+    failed = made.summary.model_copy(
+        update={"verdict": "ERROR", "reason": "quantize: NaN in layer 3", "release": None}
+    )
+    text = render_report(made.model_copy(update={"summary": failed, "results": RESULTS[:1], "ledger": None}))
+    assert "tiny-llama: ERROR. quantize: NaN in layer 3." in text
