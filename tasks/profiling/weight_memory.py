@@ -19,7 +19,7 @@ def plain_bytes(parameters: int, bits: float) -> int:
 def quantized_bytes(
     matrices: Iterable[Matrix], bits: int, *, symmetric: bool, group_size: int, scale_bytes: int
 ) -> int:
-    """Bytes of quantized matrices: values, a scale a group and, if asymmetric, a zero point of `bits` a group.
+    """Bytes of quantized matrices: values, a scale a group and, if asymmetric, a zero point a group.
 
     Args:
         matrices: at -1 one group an output channel, else groups of `group_size` along the inputs.

@@ -1,0 +1,42 @@
+"""The peak sampler sees short peaks, and only what came after its start."""
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tasks.serving.memory_peak import MemoryPeak
+
+MIB = 2**20
+
+
+def test_short_peak_is_seen_though_it_is_gone_at_the_end():
+    before = np.ones(80 * MIB, np.uint8)
+    with MemoryPeak() as peak:
+        passing = np.ones(120 * MIB, np.uint8)
+        assert peak.growth_bytes >= 115 * MIB
+        del passing
+        kept = np.ones(16 * MIB, np.uint8)
+    assert 115 * MIB <= peak.growth_bytes <= 135 * MIB
+    assert before.sum() + kept.sum() == 96 * MIB
+
+
+def test_freed_memory_of_an_earlier_model_does_not_hide_growth():
+    earlier = [bytes(3000) for _ in range(30_000)]  # on the heap, below the threshold of mmap
+    del earlier
+    with MemoryPeak() as peak:
+        later = [bytes(3000) for _ in range(30_000)]
+    assert peak.growth_bytes >= 80 * MIB
+    assert len(later) == 30_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the child is timed by Linux's habits")
+def test_children_count():
+    code = "import time; b = bytearray(64 * 2**20); b[::4096] = b'x' * (len(b) // 4096); time.sleep(1.5)"
+    with MemoryPeak() as peak:
+        child = subprocess.Popen([sys.executable, "-c", code])
+        time.sleep(1.0)
+        assert child.wait(timeout=30) == 0
+    assert peak.growth_bytes >= 60 * MIB
