@@ -24,6 +24,7 @@ for _name in (
     os.environ.setdefault(_name, "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from jinja2 import TemplateError
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.task import Task
@@ -40,6 +41,9 @@ from tasks.quality.shared_context import score_likelihoods
 from tasks.quality.tokenizer import TextTokenizer
 
 FEWSHOT_SEED = 1234  # lm-eval's own default, so that few-shot prompts are those of its published figures
+# What lm-eval lets through when it builds a task from a broken definition or from data that does not fit it.
+TASK_FAULTS = (TemplateError, ValueError, LookupError, TypeError, AttributeError, OSError)
+FIELD_SETTINGS = ("doc_to_text", "doc_to_choice", "doc_to_target")
 DEFAULT_NEW_TOKENS = 256  # lm-eval's, for tasks that set no max_gen_toks
 
 
@@ -63,6 +67,11 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Text to tokens."""
         return self._text.encode(string, add_special_tokens)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Log-likelihood of continuations, and whether they are greedy; without a progress bar."""
+        result: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+        return result
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
@@ -156,7 +165,7 @@ def run_tasks(
         partial: where answers are kept as they come; one file for one candidate.
 
     Raises:
-        QualityError: an unknown task, a task without items, a non-finite score, a metric not of items.
+        QualityError: an unknown task, a task without items, a missing field, a score that is not finite.
     """
     with _quiet(), ScoreLog(partial) as log:
         tasks = _load(names, include)
@@ -178,7 +187,15 @@ def _load(names: Sequence[str], include: Path | None) -> dict[str, Task]:
         raise QualityError(
             f"quality.tasks.names: no task {unknown[0]} in {where}; it has {manager.all_tasks[:8]}"
         )
-    tasks: dict[str, Task] = manager.load(list(names))["tasks"]
+    tasks: dict[str, Task] = {}
+    for name in names:
+        try:
+            tasks |= manager.load([name])["tasks"]
+        except TASK_FAULTS as error:
+            raise QualityError(
+                f"task {name} cannot be built: it has no items, or its items lack a field that its YAML "
+                f"names ({type(error).__name__}: {error})"
+            ) from error
     for task in tasks.values():
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
@@ -193,7 +210,13 @@ def _draw(name: str, task: Task, items: int | None, seed: int) -> list[int]:
         raise QualityError(f"task {name} has no items")
     order = list(range(count))
     random.Random(f"{seed}:{name}").shuffle(order)
-    return sorted(order[:items])
+    chosen = sorted(order[:items])
+    fields = [task.get_config(setting) for setting in FIELD_SETTINGS]
+    for item, doc in zip(chosen, task.eval_docs.select(chosen), strict=True):
+        for field in fields:
+            if isinstance(field, str) and field in doc and doc[field] is None:
+                raise QualityError(f"task {name}, item {item}: field {field!r} is missing")
+    return chosen
 
 
 @contextmanager

@@ -14,7 +14,6 @@ SECTIONS = tuple(
     Section(id=f"t-{n}", topic="t", text="the keys to the cabinet are on the table " * (n + 1))
     for n in range(4)
 )
-NO_LOG = ScoreLog(None)
 
 
 class _Bent:
@@ -35,7 +34,7 @@ class _Bent:
 def test_a_model_does_not_diverge_from_itself(tiny_engine, tiny_checkpoint: Path, tmp_path: Path) -> None:
     tokenizer = TextTokenizer(tiny_checkpoint)
     before = reference_logits(tiny_engine, tokenizer, SECTIONS, tmp_path / "ref")
-    rows = diverge(tiny_engine, tokenizer, SECTIONS, tmp_path / "ref", NO_LOG)
+    rows = diverge(tiny_engine, tokenizer, SECTIONS, tmp_path / "ref", ScoreLog(None))
     kl = [row for row in rows if row.metric == "kl"]
     assert len(kl) == len(SECTIONS)
     assert sum(row.value for row in kl) / sum(row.weight for row in kl) < 1e-6
@@ -50,7 +49,7 @@ def test_kl_and_nll_are_those_of_scipy(tiny_engine, tiny_checkpoint: Path, tmp_p
     tokenizer = TextTokenizer(tiny_checkpoint)
     reference_logits(tiny_engine, tokenizer, SECTIONS, tmp_path / "ref")
     bent = _Bent(tiny_engine, 0.5)
-    rows = diverge(bent, tokenizer, SECTIONS, tmp_path / "ref", NO_LOG)  # type: ignore[arg-type]
+    rows = diverge(bent, tokenizer, SECTIONS, tmp_path / "ref", ScoreLog(None))  # type: ignore[arg-type]
     from tasks.engines.protocol import ScoreRequest
 
     for section in SECTIONS:
@@ -94,13 +93,13 @@ def test_damaged_files_and_other_sections_are_refused(
     tokenizer, path = TextTokenizer(tiny_checkpoint), tmp_path / "ref"
     reference_logits(tiny_engine, tokenizer, SECTIONS, path)
     with pytest.raises(QualityError, match="other sections"):
-        diverge(tiny_engine, tokenizer, SECTIONS[:2], path, NO_LOG)
+        diverge(tiny_engine, tokenizer, SECTIONS[:2], path, ScoreLog(None))
     path.write_bytes(path.read_bytes()[600:])
     with pytest.raises(QualityError, match="its index says"):
-        diverge(tiny_engine, tokenizer, SECTIONS, path, NO_LOG)
+        diverge(tiny_engine, tokenizer, SECTIONS, path, ScoreLog(None))
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(QualityError, match="cut off"):
-        diverge(tiny_engine, tokenizer, SECTIONS, path, NO_LOG)
+        diverge(tiny_engine, tokenizer, SECTIONS, path, ScoreLog(None))
 
 
 def test_nan_logits_write_nothing(tiny_engine, tiny_checkpoint: Path, tmp_path: Path) -> None:

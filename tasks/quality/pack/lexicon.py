@@ -34,9 +34,9 @@ VERBS = _forms(
 IRREGULAR = _forms(
     "go/went/gone take/took/taken see/saw/seen write/wrote/written break/broke/broken eat/ate/eaten "
     "speak/spoke/spoken choose/chose/chosen drive/drove/driven give/gave/given know/knew/known "
-    "fall/fell/fallen begin/began/begun drink/drank/drunk sing/sang/sung swim/swam/swum forget/forgot/forgotten "
-    "steal/stole/stolen wear/wore/worn do/did/done ride/rode/ridden rise/rose/risen show/showed/shown "
-    "draw/drew/drawn"
+    "fall/fell/fallen begin/began/begun drink/drank/drunk sing/sang/sung swim/swam/swum "
+    "forget/forgot/forgotten steal/stole/stolen wear/wore/worn do/did/done ride/rode/ridden "
+    "rise/rose/risen show/showed/shown draw/drew/drawn "
 )
 NAMES_OF_MEN = _words("John David Peter James Robert Paul George Henry")
 NAMES_OF_WOMEN = _words("Mary Anna Susan Linda Sarah Emma Laura Alice")
