@@ -215,6 +215,16 @@ def test_one_accuracy_metric_a_task_is_judged():
     ]
 
 
+def test_kl_is_judged_on_an_interval_that_leans_to_the_side_of_its_skewness():
+    reference = source(tasks=("facts",))
+    (kl,) = (
+        row
+        for row in judge(reference, candidate_of(reference), MARGINS, alpha=0.05).metrics
+        if row.metric == "kl"
+    )
+    assert kl.ci_high - kl.loss > 1.05 * (kl.loss - kl.ci_low)
+
+
 ERRORS = {
     "nan": (
         lambda s: change_first(s, "perplexity", value=math.nan),
