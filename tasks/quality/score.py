@@ -11,6 +11,7 @@ from configs.quality import QualitySettings
 from tasks.data.text import TextSplits
 from tasks.engines.protocol import Engine
 from tasks.quality.divergence import diverge, reference_logits, reference_samples
+from tasks.quality.pairing import ONE_SAMPLE_METRICS
 from tasks.quality.quality_error import QualityError
 from tasks.quality.samples import Sample, Samples
 from tasks.quality.score_log import ScoreLog
@@ -73,8 +74,7 @@ def score_candidate(
         split: "search" while candidates are searched, "gate" for the verdict.
         logits: the file that `score_reference` wrote for this split.
         partial: JSONL to which answers are appended as they come, and from which a run that was killed goes
-            on. One
-            file for one candidate and split.
+            on. One file for one candidate and split.
         with_tasks: false leaves the accuracy tasks out (a quick screen).
         items: items a task; None: `quality.tasks.items`.
 
@@ -102,7 +102,13 @@ def samples_of(rows: Iterable[Sample]) -> Samples:
     for before, after in pairwise(ordered):
         if (before.task, before.metric, before.item) == (after.task, after.metric, after.item):
             raise QualityError(f"task {after.task}: item {after.item} stands twice under {after.metric}")
-    body = json.dumps([[row.task, row.metric, row.item, row.item_hash] for row in ordered])
+    # KL and flips stand on the items of perplexity and only a candidate has them: both sides have one digest.
+    items = [
+        [row.task, row.metric, row.item, row.item_hash]
+        for row in ordered
+        if row.metric not in ONE_SAMPLE_METRICS
+    ]
+    body = json.dumps(items)
     return Samples(items_digest=hashlib.sha256(body.encode()).hexdigest(), rows=tuple(ordered))
 
 
