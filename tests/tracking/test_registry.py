@@ -1,5 +1,6 @@
 """Promotion, rollback and their history in a real registry."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,16 +18,28 @@ from tasks.tracking.registry import (
     versions,
 )
 from tasks.tracking.runs import log_rollout_start, log_stage
-from tasks.tracking.store import Tracking, TrackingError
+from tasks.tracking.store import Tracking, TrackingError, open_tracking
 
 MODEL = CONFIG.model.name
 
 
+@pytest.fixture(scope="module")
+def filled(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with versions 1 (profile), 2 (quantize) and 3 (batching), made once."""
+    folder = tmp_path_factory.mktemp("filled")
+    shutil.copy(migrated, folder / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KEIRYO_MLFLOW", str(folder))
+        register_all(open_tracking())
+    return folder
+
+
 @pytest.fixture
-def registered(tracking: Tracking) -> Tracking:
-    """Versions 1 (profile), 2 (quantize) and 3 (batching)."""
-    register_all(tracking)
-    return tracking
+def registered(filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tracking:
+    """A copy of the filled store's database."""
+    shutil.copy(filled / "mlflow.db", tmp_path / "mlflow.db")
+    monkeypatch.setenv("KEIRYO_MLFLOW", str(tmp_path))
+    return open_tracking()
 
 
 def register_all(tracking: Tracking) -> str:
@@ -46,15 +59,14 @@ def moves(tracking: Tracking) -> list[tuple[str, int | None, int | None]]:
     return [(entry.action, entry.from_version, entry.to_version) for entry in history(tracking, MODEL)]
 
 
-def test_one_version_a_kept_stage_by_digest(registered: Tracking) -> None:
+def test_one_version_a_kept_stage_by_digest(registered: Tracking, filled: Path) -> None:
     known = versions(registered, MODEL)
     assert [(v.version, v.stage) for v in known] == [(1, "profile"), (2, "quantize"), (3, "batching")]
     assert known[1].candidate == INT8
     assert known[2].candidate == BATCHED
     assert aliases(registered) == {"candidate": 3}
     assert champion(registered, MODEL) is None
-    assert registered.artifacts is not None
-    weights = [path for path in registered.artifacts.rglob("*") if path.stat().st_size > 1_000_000]
+    weights = [path for path in (filled / "artifacts").rglob("*") if path.stat().st_size > 1_000_000]
     assert not weights
 
 
