@@ -21,11 +21,11 @@ from tasks.store.record import Record
 SECTION_SPREAD_NATS = 0.03
 """Standard deviation between sections of the change in NLL a token that a good candidate shows.
 
-On sections of 230 tokens it was 0.16 x sqrt(KL), so 0.022 where KL is at a margin of 0.02; a little more here.
+On sections of 230 tokens it was about 0.16 x sqrt(KL): 0.022 where KL is 0.02 nats. A little more is planned.
 """
 
 KL_SPREAD_FRACTION = 0.8
-"""Standard deviation of the KL of sections, as a fraction of their mean; 0.5 to 0.6 was measured."""
+"""Standard deviation of the KL of sections, a fraction of their mean; 0.5 to 0.6 was measured."""
 
 UNDECIDABLE_POWER = 0.5
 """A plan that would not pass even an equal candidate in half of all runs is refused."""
