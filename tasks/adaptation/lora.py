@@ -5,6 +5,7 @@ in every step (autocast caches casts of trained weights only). The adapter's own
 Gradient checkpointing is off: at a few hundred tokens a step the activations are smaller than the weights.
 """
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,7 @@ def train_adapter(
     (out / "README.md").unlink(missing_ok=True)  # peft's model card template
     if not (out / peft.utils.SAFETENSORS_WEIGHTS_NAME).is_file():
         raise TrainingError(f"peft wrote no {peft.utils.SAFETENSORS_WEIGHTS_NAME}")
+    shutil.rmtree(scratch, ignore_errors=True)
     return log
 
 

@@ -8,6 +8,7 @@ Teacher and student are one model: with rounding and adapters switched off it is
 copy is held.
 """
 
+import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,7 @@ def recover(
         log = train(model, text, training, _recovery_loss(layers), scratch, memory)
     restore_linear_layers(model)
     save_checkpoint(model.to(config_dtype(checkpoint.folder)), checkpoint.folder, out)
+    shutil.rmtree(scratch, ignore_errors=True)
     return log
 
 

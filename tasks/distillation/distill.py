@@ -7,6 +7,7 @@ The student keeps float32 weights for AdamW and computes in bf16; the teacher is
 exist for one chunk of tokens at a time (`tasks.training.losses`).
 """
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,7 @@ def distill(
         student.get_output_embeddings().requires_grad_(False)
         log = train(student, text, training, _distillation_loss(teacher_model, settings), scratch, memory)
     save_checkpoint(student.to(config_dtype(student_start.folder)), student_start.folder, out)
+    shutil.rmtree(scratch, ignore_errors=True)
     return log
 
 

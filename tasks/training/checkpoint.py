@@ -50,12 +50,18 @@ def save_checkpoint(model: Any, source: Path, out: Path) -> None:
 
 
 def last_hidden(model: Any, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
-    """Hidden states after the last norm, shape (B * T, D): what the output head is applied to."""
-    hidden_BTD: Tensor = (
-        inner(model)
-        .base_model(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False)
-        .last_hidden_state
-    )
+    """Hidden states after the last norm, shape (B * T, D): what the output head is applied to.
+
+    Under autocast they come in its dtype, so that the head, a third of a small model's arithmetic, is
+    computed in it too.
+    """
+    body = inner(model).base_model
+    hidden_BTD: Tensor = body(
+        input_ids=tokens_BT, position_ids=positions_BT, use_cache=False
+    ).last_hidden_state
+    device = hidden_BTD.device.type
+    if torch.is_autocast_enabled(device):
+        hidden_BTD = hidden_BTD.to(torch.get_autocast_dtype(device))
     return hidden_BTD.flatten(0, 1)
 
 

@@ -2,8 +2,8 @@
 
 The order of the sequences is fixed before the first step, so a resumed run sees what an undisturbed one
 would have seen and ends at the same loss. The optimizer's state is pickled by torch; it lives in the
-scratch folder only, is read back with `weights_only=True`, and is deleted with the last step. Nothing of it
-is kept.
+scratch folder only, is read back with `weights_only=True`, and is deleted once the result is written.
+Nothing of it is kept.
 """
 
 import json
@@ -11,11 +11,13 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
@@ -44,8 +46,8 @@ def train(
         text: `settings.steps * settings.batch_sequences` sequences.
         settings: see there; AdamW without weight decay, gradients clipped at norm 1.
         loss: of one batch.
-        scratch: resumed from if an earlier call with the same model, text and settings was killed; deleted
-            at the end. The caller names it after those inputs.
+        scratch: resumed from if an earlier call with the same model, text and settings was killed. The
+            caller names it after those inputs, and deletes it once the result is written.
         memory: running since before the model was loaded.
 
     Raises:
@@ -56,11 +58,8 @@ def train(
         raise TrainingError("no parameter is trainable; name linear layers of this model in target_modules")
     rows = [{"tokens": t, "positions": p} for t, p in zip(text.tokens, text.positions, strict=True)]
     watch = _Watch()
-    trainer = _LossTrainer(
-        loss, settings.autocast == "bf16", model, _arguments(settings, scratch), rows, watch
-    )
+    trainer = _LossTrainer(loss, settings, model, scratch, rows, watch)
     trainer.train(resume_from_checkpoint=_last_complete(scratch))
-    shutil.rmtree(scratch, ignore_errors=True)
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
     step_tokens = settings.batch_sequences * settings.sequence_tokens
     return TrainingLog(
@@ -75,24 +74,44 @@ def train(
     )
 
 
+def rate_fraction(step: int, steps: int, warmup_steps: int) -> float:
+    """Share of the peak learning rate at a step (from 0): linear warm-up, then cosine to zero after the last.
+
+    transformers' own warm-up has rate 0 at the first step: a twelfth of a twelve-step training for nothing.
+    """
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    return (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps))) / 2
+
+
 class _LossTrainer(Trainer):  # type: ignore[misc]
-    """`Trainer` whose loss is ours and whose autocast covers the loss function's own forward passes."""
+    """`Trainer` with our loss and learning rates; autocast covers all that the loss computes."""
 
     def __init__(
         self,
         loss: BatchLoss,
-        autocast: bool,
+        settings: TrainingSettings,
         model: Any,
-        arguments: TrainingArguments,
+        scratch: Path,
         rows: list[dict[str, Tensor]],
         watch: "_Watch",
     ) -> None:
-        super().__init__(model=model, args=arguments, train_dataset=rows, callbacks=[watch])
+        super().__init__(
+            model=model, args=_arguments(settings, scratch), train_dataset=rows, callbacks=[watch]
+        )
         self.remove_callback(PrinterCallback)  # it prints every step to stdout
-        self._loss, self._autocast = loss, autocast
+        self._loss, self._settings = loss, settings
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        warmup_steps = math.ceil(self._settings.warmup_fraction * num_training_steps)
+        self.lr_scheduler = LambdaLR(
+            optimizer or self.optimizer,
+            partial(rate_fraction, steps=num_training_steps, warmup_steps=warmup_steps),
+        )
+        return self.lr_scheduler
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
-        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self._autocast):
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self._settings.autocast == "bf16"):
             loss = self._loss(model, inputs["tokens"], inputs["positions"])
         if not torch.isfinite(loss):
             raise TrainingError(_diverged("loss", loss.item(), self.state.global_step))
@@ -130,8 +149,6 @@ def _arguments(settings: TrainingSettings, scratch: Path) -> TrainingArguments:
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_sequences,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(settings.warmup_fraction * settings.steps),
         weight_decay=0.0,
         max_grad_norm=1.0,
         optim="adamw_torch",

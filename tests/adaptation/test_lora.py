@@ -39,6 +39,7 @@ def test_trained_merged_and_loaded_again_it_says_what_base_and_adapter_say(
     log = train_adapter(tiny, TEXTS, lora, TRAINING, adapter, tmp_path / "scratch")
     merge_adapter(tiny, adapter, merged)
 
+    assert not (tmp_path / "scratch").exists()
     assert log.losses[-1] < log.losses[0]
     assert log.trainable_parameters == adapter_parameters(
         json.loads((tiny.folder / "config.json").read_text()), lora

@@ -16,7 +16,7 @@ from tasks.training.losses import divergence
 
 INT4 = WeightSettings(bits=4, symmetric=True, group_size=32)
 TRAINING = TrainingSettings(
-    steps=20, batch_sequences=4, sequence_tokens=32, learning_rate=5e-3, autocast="none"
+    steps=20, batch_sequences=4, sequence_tokens=32, learning_rate=1e-3, autocast="none"
 )
 
 

@@ -40,7 +40,7 @@ def test_rounding_is_what_nncf_writes(bits: int, group_size: int, symmetric: boo
     ours = rounded(weight, bits, symmetric, group_size)
 
     level = (theirs - weight).abs().max()
-    # The IR multiplies in float16 (2^-11 of the value); a tie may fall to the other side, one weight in 10,000.
+    # The IR multiplies in float16 (2^-11 of the value); a tie may fall to the other side.
     apart = (ours - theirs).abs() > 2**-10 * theirs.abs() + 1e-7
     assert apart.float().mean() < 1e-4
     assert (ours - weight).abs().max() == pytest.approx(level.item(), rel=1e-2)
