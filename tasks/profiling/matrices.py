@@ -24,10 +24,6 @@ class Matrix:
         """Output channels of all of them."""
         return self.outputs * self.count
 
-    def groups(self, group_size: int) -> int:
-        """Scales that all of them need; -1: one an output channel."""
-        return self.rows * (1 if group_size == -1 else -(-self.inputs // group_size))
-
 
 def linear_matrices(architecture: Architecture) -> tuple[Matrix, ...]:
     """The projections of all layers: attention with grouped keys and values, gated MLP."""
