@@ -11,6 +11,7 @@ from configs.schema import RequestSettings
 from configs.weights import WeightSettings
 from tasks.models.checkpoint import Architecture
 from tasks.profiling.cache_memory import (
+    BLOCK_TOKENS,
     allocated_cache_bytes,
     cache_token_bytes,
     kv_cache_bytes,
@@ -20,6 +21,7 @@ from tasks.profiling.weight_memory import plain_bytes, weight_bytes
 from tasks.store.record import Record
 
 __all__ = [
+    "BLOCK_TOKENS",
     "MemoryBudget",
     "activation_tensor_bytes",
     "cache_token_bytes",
