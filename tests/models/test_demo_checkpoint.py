@@ -35,15 +35,8 @@ def test_the_demo_tokenizer_keeps_text_and_special_tokens(demo_checkpoint):
         "<|im_end|>",
         "<|im_end|>",
     )
-    assert tokenizer("The year 2026")["input_ids"] == [
-        504,
-        1041,
-        216,
-        34,
-        32,
-        34,
-        38,
-    ]  # one token a digit, no bos
+    ids = tokenizer("The year 2026")["input_ids"]
+    assert ids == [504, 713, 216, 34, 32, 34, 38]  # one token a digit, no bos
     chat = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
     )
