@@ -87,8 +87,8 @@ def recover(
         training: steps, batch, learning rate.
         out: existing empty folder for the checkpoint, in the source's dtype.
         scratch: see `tasks.training.loop.train`.
-        eight_bit: names of linear layers ("model.layers.0.mlp.up_proj") that the format keeps at 8 bits per
-            channel, asymmetric; needed where `weights.int8_ratio` is not 0.
+        eight_bit: names of the linear layers ("model.layers.0.mlp.up_proj") that the format keeps at 8 bits
+            per channel; `eight_bit_layers` reads them from an artifact. Needed with `weights.int8_ratio`.
 
     Raises:
         TrainingError: the format rounds nothing, its groups do not fit, or training diverged.
@@ -126,9 +126,8 @@ def round_linear_layers(
         if not isinstance(module, nn.Linear) or module is model.get_output_embeddings():
             continue
         check_roundable(weights, module.in_features, name)
-        symmetric = weights.symmetric and name not in eight_bit
         bits, group = (8, -1) if name in eight_bit else (weights.bits, weights.group_size)
-        layer = RoundedLinear(module, bits, symmetric, group, min(RANK, *module.weight.shape))
+        layer = RoundedLinear(module, bits, weights.symmetric, group, min(RANK, *module.weight.shape))
         model.set_submodule(name, layer)
         replaced.append(layer)
     return replaced

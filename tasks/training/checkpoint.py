@@ -8,6 +8,8 @@ import torch
 import transformers
 from torch import Tensor
 
+from tasks.models.checkpoint_folder import SIDE_FILES
+
 TorchDtype = Literal["auto"] | torch.dtype
 
 
@@ -42,11 +44,11 @@ def config_dtype(folder: Path) -> torch.dtype:
 
 
 def save_checkpoint(model: Any, source: Path, out: Path) -> None:
-    """Write the model's weights and config, and copy what else the source has (tokenizer, chat template)."""
+    """Write the model's weights and config, and copy the source's tokenizer and generation config."""
     model.save_pretrained(out)
-    for file in source.iterdir():
-        if file.is_file() and not file.name.startswith(("model", "config.json")):
-            shutil.copyfile(file, out / file.name)
+    for name in SIDE_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, out / name)
 
 
 def last_hidden(model: Any, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:

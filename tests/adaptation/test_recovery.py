@@ -71,7 +71,7 @@ def test_named_layers_stay_at_eight_bits(tiny: Artifact) -> None:
     model = load_model(tiny.folder, torch.float32)
     round_linear_layers(model, INT4, eight_bit=["model.layers.1.mlp.up_proj"])
     kinds = {n: (m.bits, m.symmetric) for n, m in model.named_modules() if isinstance(m, RoundedLinear)}
-    assert kinds.pop("model.layers.1.mlp.up_proj") == (8, False)
+    assert kinds.pop("model.layers.1.mlp.up_proj") == (8, True)
     assert set(kinds.values()) == {(4, True)}
 
 
