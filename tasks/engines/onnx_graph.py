@@ -1,0 +1,178 @@
+"""One ONNX Runtime session that scores and serves: the exported graph, its output head at chosen rows only.
+
+Before the session is made, a Gather on the hidden states is put before the head, so that logits exist only
+where a token is scored or picked: at a vocabulary of 49,152 the head is a fifth of the demo model's
+arithmetic and nearly all of its activations.
+
+GroupQueryAttention on the CPU sets three rules: padding stands right; tokens of a sequence that has a past
+are fed alone (batch of one), or one token of each sequence; and a cache that is given as past and present
+at once is extended in place.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from tasks.engines.protocol import EngineError, EngineUnavailable
+
+MODEL = "model.onnx"
+
+
+class OnnxGraph:
+    """A session on `folder`, and the shape of its KV cache.
+
+    Attributes:
+        layers: key and value tensors of the cache, two a layer.
+        kv_heads: heads of each.
+        head_dim: width of a head.
+    """
+
+    def __init__(self, folder: Path, threads: int, *, kv_heads: int, head_dim: int) -> None:
+        """Load the graph.
+
+        Raises:
+            EngineUnavailable: ONNX Runtime cannot load it, or it is no decoder with a KV cache.
+        """
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # errors are raised; the logger would print them once more
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        try:
+            graph = _with_head_at_rows(ir.load(folder / MODEL))
+            self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except (RuntimeError, OSError) as error:
+            raise EngineUnavailable(
+                f"ONNX Runtime cannot load {MODEL}: {error}; build the artifact again"
+            ) from error
+        shapes = {
+            i.name: i.shape for i in self._session.get_inputs() if i.name.startswith("past_key_values.")
+        }
+        if not shapes:
+            raise EngineUnavailable(f"{MODEL} has no past_key_values inputs; build the artifact again")
+        self._past = list(shapes)
+        self._present = [name.replace("past_key_values", "present") for name in shapes]
+        self.layers = len(shapes)
+        self.kv_heads, self.head_dim = kv_heads, head_dim
+
+    @property
+    def cache_bytes_a_token(self) -> int:
+        """Bytes of f32 keys and values of one token."""
+        return self.layers * self.kv_heads * self.head_dim * 4
+
+    def feed(
+        self,
+        sequences: Sequence[Sequence[int]],
+        rows: NDArray[np.int64],
+        past: Sequence[NDArray[np.float32]] | None = None,
+        *,
+        keep: bool = False,
+    ) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
+        """Feed whole prompts, or the next piece of a single sequence.
+
+        Args:
+            sequences: token ids, right-padded here to the longest, T.
+            rows: positions in the flattened (B * T) tokens whose logits are wanted; may be empty.
+            past: keys and values of the single sequence so far, each (1, kv_heads, P, head_dim).
+            keep: return keys and values too.
+
+        Returns:
+            Logits (len(rows), V), and keys and values (B, kv_heads, P + T, head_dim), empty unless `keep`.
+
+        Raises:
+            EngineError: ONNX Runtime failed.
+        """
+        width = max(len(s) for s in sequences)
+        begin = past[0].shape[2] if past else 0
+        ids_BT = np.zeros((len(sequences), width), np.int64)
+        mask_BS = np.zeros((len(sequences), begin + width), np.int64)
+        for row, sequence in enumerate(sequences):
+            ids_BT[row, : len(sequence)] = sequence
+            mask_BS[row, : begin + len(sequence)] = 1
+        empty = np.zeros((len(sequences), self.kv_heads, 0, self.head_dim), np.float32)
+        feeds = {
+            "input_ids": ids_BT,
+            "attention_mask": mask_BS,
+            "target_rows": rows if len(rows) else np.zeros(1, np.int64),
+            **dict(zip(self._past, past or [empty] * self.layers, strict=True)),
+        }
+        try:
+            logits, *present = self._session.run(["logits", *(self._present if keep else [])], feeds)
+        except RuntimeError as error:
+            raise EngineError(f"ONNX Runtime failed on {ids_BT.shape} tokens: {error}") from error
+        return logits[: len(rows)], present
+
+    def decoder(self, cache: NDArray[np.float32], active: int) -> "Decoder":
+        """One-token steps of the first slots of `cache`, shape (layers, slots, kv_heads, S, head_dim)."""
+        return Decoder(self._session, self._past, self._present, cache[:, :active])
+
+    def close(self) -> None:
+        """Release the session."""
+        self._session = None
+
+
+class Decoder:
+    """Steps of a fixed set of slots; keys and values are written into the caller's cache, in place."""
+
+    def __init__(
+        self, session: Any, past: Sequence[str], present: Sequence[str], cache: NDArray[np.float32]
+    ) -> None:
+        """Bind the cache once; the bindings hold as long as the set of slots does not change."""
+        self._session = session
+        self._cache = cache  # the binding keeps its address only
+        self._binding = session.io_binding()
+        for past_name, present_name, layer in zip(past, present, cache, strict=True):
+            place = ("cpu", 0, np.float32, layer.shape, layer.ctypes.data)
+            self._binding.bind_input(past_name, *place)
+            self._binding.bind_output(present_name, *place)
+        self._binding.bind_cpu_input("target_rows", np.arange(cache.shape[1]))
+        self._binding.bind_output("logits")
+
+    def step(self, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
+        """Feed one token of each slot.
+
+        Args:
+            tokens: the token of each slot.
+            lengths: tokens in each slot's cache before this step.
+
+        Returns:
+            Logits, shape (slots, V).
+
+        Raises:
+            EngineError: ONNX Runtime failed.
+        """
+        mask_BS = (np.arange(max(lengths) + 1) <= np.array(lengths)[:, None]).astype(np.int64)
+        self._binding.bind_cpu_input("input_ids", np.array(tokens, np.int64)[:, None])
+        self._binding.bind_cpu_input("attention_mask", mask_BS)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except RuntimeError as error:
+            raise EngineError(f"ONNX Runtime failed on a step of {len(tokens)} requests: {error}") from error
+        logits: NDArray[np.float32] = self._binding.get_outputs()[-1].numpy()
+        return logits
+
+
+def _with_head_at_rows(model: Any) -> bytes:
+    """The serialized graph, weights outside, with an input `target_rows` and logits of shape (rows, V)."""
+    graph = model.graph
+    logits = next((o for o in graph.outputs if o.name == "logits"), None)
+    if logits is None or logits.producer().op_type not in ("MatMul", "MatMulNBits"):
+        raise EngineUnavailable(f"the logits of {MODEL} do not come from a MatMul; build the artifact again")
+    head = logits.producer()
+    hidden = head.inputs[0]
+    rows = ir.Value(name="target_rows", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["rows"]))
+    width = ir.Value(name="flat_hidden", const_value=ir.tensor(np.array([-1, hidden.shape[-1]], np.int64)))
+    graph.initializers["flat_hidden"] = width
+    graph.inputs.append(rows)
+    flat = ir.Node("", "Reshape", [hidden, width])
+    chosen = ir.Node("", "Gather", [flat.outputs[0], rows], [ir.AttrInt64("axis", 0)])
+    graph.insert_before(head, [flat, chosen])
+    head.replace_input_with(0, chosen.outputs[0])
+    logits.shape = ir.Shape(["rows", logits.shape[-1]])
+    serialized: bytes = ir.to_proto(model).SerializeToString()
+    return serialized

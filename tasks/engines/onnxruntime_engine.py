@@ -1,0 +1,195 @@
+"""ONNX Runtime on the CPU: scoring and continuous batching in one session: what is scored is what is served.
+
+Arithmetic and KV cache are f32; the weights are those of the artifact. Graphs with rounded weights turn
+activations into int8 inside their linear layers, as the artifact says (tasks/compression/onnx_rounding.py).
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Self
+
+import numpy as np
+
+from configs.engine import EngineSettings
+from tasks.engines.freed_memory import return_freed_memory
+from tasks.engines.onnx_graph import OnnxGraph
+from tasks.engines.protocol import (
+    EngineError,
+    EngineMemory,
+    EngineUnavailable,
+    Generation,
+    GenerationRequest,
+    ScoreRequest,
+    TokenScores,
+)
+from tasks.engines.slot_batching import SlotBatch
+from tasks.engines.target_scores import batches_by_tokens, score_logits
+from tasks.store.artifact import Artifact
+
+MAX_LOGIT_ROWS = 512  # rows of logits held at once: 100 MB at a vocabulary of 49,152
+SORTED_BATCHES = 8  # requests are sorted by length within so many batches, which leaves little padding
+
+
+class OnnxRuntimeEngine:
+    """One ONNX graph in one session."""
+
+    def __init__(
+        self, artifact: Artifact, settings: EngineSettings, *, chunk_tokens: int, batch_tokens: int
+    ) -> None:
+        """Use `open`, which checks the settings first."""
+        config = json.loads((artifact.folder / "genai_config.json").read_text(encoding="utf-8"))["model"]
+        self.settings = settings
+        self.vocab_size = int(config["vocab_size"])
+        self._stop = frozenset(config["eos_token_id"])
+        self._chunk_tokens = chunk_tokens or batch_tokens
+        self._batch_tokens = batch_tokens
+        self._weights_bytes = (artifact.folder / "model.onnx.data").stat().st_size
+        self._cache_bytes = 0
+        heads = config["decoder"]
+        self._graph: OnnxGraph | None = OnnxGraph(
+            artifact.folder,
+            settings.threads,
+            kv_heads=heads["num_key_value_heads"],
+            head_dim=heads["head_size"],
+        )
+
+    @classmethod
+    def open(
+        cls, artifact: Artifact, settings: EngineSettings, *, chunk_tokens: int = 64, batch_tokens: int = 2048
+    ) -> "OnnxRuntimeEngine":
+        """Open an ONNX artifact.
+
+        Args:
+            artifact: of kind "onnxruntime".
+            settings: the engine configuration; f32 arithmetic and cache only.
+            chunk_tokens: pieces in which a sequence longer than `batch_tokens` is scored, each reading the
+                cache of those before; 0: `batch_tokens`. Shorter ones are scored in one pass: the cache is
+                f32 and exact, so pieces would change nothing but the speed.
+            batch_tokens: tokens of one scoring batch, padding included.
+
+        Raises:
+            EngineUnavailable: the artifact is of another kind, or a setting is not offered here.
+        """
+        if artifact.kind != "onnxruntime":
+            raise EngineUnavailable(
+                f"engine: onnxruntime cannot load a {artifact.kind} artifact; export it first"
+            )
+        for name, value in (("compute", settings.compute), ("kv_cache", settings.kv_cache)):
+            if value != "f32":
+                raise EngineUnavailable(
+                    f"{name}: {value} is not offered by ONNX Runtime on the CPU; use {name}: f32, or engine: "
+                    "openvino"
+                )
+        if settings.scheduler.prefix_caching:
+            raise EngineUnavailable(
+                "scheduler.prefix_caching needs a paged KV cache, which ONNX Runtime has on CUDA only; set "
+                "it to false, or use engine: openvino"
+            )
+        return cls(artifact, settings, chunk_tokens=chunk_tokens, batch_tokens=batch_tokens)
+
+    def score(self, requests: Iterable[ScoreRequest], *, with_logits: bool = False) -> Iterator[TokenScores]:
+        """Score in right-padded batches of similar length; see `Engine.score`."""
+        window = (
+            {"batch_tokens": self._batch_tokens, "max_targets": MAX_LOGIT_ROWS}
+            if with_logits
+            else {"batch_tokens": SORTED_BATCHES * self._batch_tokens}
+        )
+        for group in batches_by_tokens(requests, **window):
+            scores: dict[int, TokenScores] = {}
+            for batch in self._by_length(group):
+                chosen = [group[i] for i in batch]
+                alone = len(chosen[0].context) + len(chosen[0].targets) - 1 > self._batch_tokens
+                made = (
+                    [self._score_long(chosen[0], with_logits)]
+                    if alone
+                    else self._score_batch(chosen, with_logits)
+                )
+                scores |= zip(batch, made, strict=True)
+            yield from (scores[i] for i in range(len(group)))
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        """Complete all requests by continuous batching; a token's time is the end of its step."""
+        if not requests:
+            return []
+        batch = SlotBatch(self._open_graph(), self.settings.scheduler, self._stop, requests)
+        self._cache_bytes = batch.cache.nbytes
+        made = batch.run()
+        for request, generation in zip(requests, made, strict=True):
+            short = request.ignore_eos and len(generation.tokens) != request.max_new_tokens
+            if short or not generation.tokens:
+                raise EngineError(
+                    f"{len(generation.tokens)} tokens were made where {request.max_new_tokens} were asked for"
+                )
+        return made
+
+    def memory(self) -> EngineMemory:
+        """Weight bytes of the graph, and the KV cache of the last `generate` (each call reserves its own)."""
+        return EngineMemory(self._weights_bytes, self._cache_bytes)
+
+    def close(self) -> None:
+        """Release the session."""
+        if self._graph is not None:
+            self._graph.close()
+            self._graph = None
+            return_freed_memory()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open_graph(self) -> OnnxGraph:
+        if self._graph is None:
+            raise EngineError("the engine is closed; open it again")
+        return self._graph
+
+    def _by_length(self, requests: Sequence[ScoreRequest]) -> Iterator[list[int]]:
+        """Cut the requests, longest first, by padded tokens and by MAX_LOGIT_ROWS targets."""
+        lengths = [len(r.context) + len(r.targets) - 1 for r in requests]
+        batch: list[int] = []
+        targets = 0
+        for i in sorted(range(len(requests)), key=lambda i: -lengths[i]):
+            full = batch and (
+                (len(batch) + 1) * lengths[batch[0]] > self._batch_tokens
+                or targets + len(requests[i].targets) > MAX_LOGIT_ROWS
+            )
+            if full:
+                yield batch
+                batch, targets = [], 0
+            batch.append(i)
+            targets += len(requests[i].targets)
+        if batch:
+            yield batch
+
+    def _score_batch(self, requests: Sequence[ScoreRequest], with_logits: bool) -> list[TokenScores]:
+        fed = [r.context + r.targets[:-1] for r in requests]
+        width = max(map(len, fed))
+        rows = [
+            np.arange(len(r.context) - 1, len(f)) + i * width
+            for i, (r, f) in enumerate(zip(requests, fed, strict=True))
+        ]
+        logits_NV, _ = self._open_graph().feed(fed, np.concatenate(rows))
+        parts = np.split(logits_NV, np.cumsum([len(r.targets) for r in requests])[:-1])
+        return [
+            score_logits(part, np.array(r.targets, np.int64), keep=with_logits)
+            for part, r in zip(parts, requests, strict=True)
+        ]
+
+    def _score_long(self, request: ScoreRequest, with_logits: bool) -> TokenScores:
+        fed, first = request.context + request.targets[:-1], len(request.context) - 1
+        targets = np.array(request.targets, np.int64)
+        past = None
+        parts = []
+        for begin in range(0, len(fed), self._chunk_tokens):
+            piece = fed[begin : begin + self._chunk_tokens]
+            rows = np.arange(max(first - begin, 0), len(piece))
+            logits_NV, past = self._open_graph().feed([piece], rows, past, keep=True)
+            if len(rows):
+                parts.append(score_logits(logits_NV, targets[rows + begin - first], keep=with_logits))
+        kept = [part.logits for part in parts if part.logits is not None]
+        return TokenScores(
+            np.concatenate([part.logprobs for part in parts]),
+            np.concatenate([part.is_argmax for part in parts]),
+            np.concatenate(kept) if kept else None,
+        )
