@@ -16,7 +16,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Make a language model smaller, faster and cheaper, and prove that it is still good.",
 )
-ConfigPath = Annotated[Path, typer.Argument(help="a recipe, for example configs/demo.yaml", show_default=False)]
+ConfigPath = Annotated[
+    Path, typer.Argument(help="a recipe, for example configs/demo.yaml", show_default=False)
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings as path=value", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
 RunId = Annotated[str, typer.Argument(help="run id, the beginning of one, or 'latest'", show_default=False)]
@@ -72,7 +74,9 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) 
 
 
 @app.command()
-def runs(model: Annotated[str | None, typer.Argument(help="only this model")] = None, as_json: Json = False) -> None:
+def runs(
+    model: Annotated[str | None, typer.Argument(help="only this model")] = None, as_json: Json = False
+) -> None:
     """What happened: all rollouts, newest first."""
     from flows import review, tables
 
@@ -92,7 +96,9 @@ def show(run: RunId, as_json: Json = False) -> None:
 
 
 @app.command()
-def report(run: RunId, out: Annotated[Path, typer.Option(help="where to write it")] = Path("report.html")) -> None:
+def report(
+    run: RunId, out: Annotated[Path, typer.Option(help="where to write it")] = Path("report.html")
+) -> None:
     """The self-contained HTML report of a rollout."""
     from flows import review
 
@@ -194,8 +200,8 @@ def doctor(as_json: Json = False) -> None:
 
     with _clean_exit():
         with stdout_to_stderr():
-            rows = preflight.doctor()
-        _show([row.model_dump(mode="json") for row in rows], as_json, lambda: tables.doctor(rows))
+            found = preflight.doctor()
+        _show(found.model_dump(mode="json"), as_json, lambda: tables.doctor(found))
 
 
 def main() -> None:

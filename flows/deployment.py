@@ -38,7 +38,9 @@ def deploy() -> Iterator[str]:
         _post(f"{url}/work_pools/", {"name": pool, "type": "process"}, accepted=(200, 201, 409))
         yield f"work pool {pool}"
     command = ["-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(PREFECT_FILE)]
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, env=os.environ)
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, env=os.environ
+    )
     if done.returncode != 0:
         lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         raise ServerError(f"prefect deploy failed: {lines[-1].strip() if lines else 'no output'}")

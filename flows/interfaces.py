@@ -23,7 +23,10 @@ def serve() -> None:
         [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(PREFECT_PORT)],
     ]  # fmt: skip
     processes = [subprocess.Popen(command, env=os.environ) for command in commands]
-    print(f"MLflow:  http://{HOST}:{MLFLOW_PORT}\nPrefect: http://{HOST}:{PREFECT_PORT}\nCtrl-C ends both.", flush=True)
+    print(
+        f"MLflow:  http://{HOST}:{MLFLOW_PORT}\nPrefect: http://{HOST}:{PREFECT_PORT}\nCtrl-C ends both.",
+        flush=True,
+    )
     try:
         while all(process.poll() is None for process in processes):
             time.sleep(0.5)

@@ -43,6 +43,8 @@ def prepare_environment(home: Path, *, hub: bool, threads: int) -> None:
     }
     for name, value in {**QUIET, **offline, **counts, **prefect}.items():
         os.environ.setdefault(name, value)
+    # Prefect makes the last folder of this path only, and its server then times out without a word.
+    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager

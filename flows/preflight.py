@@ -5,7 +5,7 @@ from pathlib import Path
 
 from configs.load import load_config
 from flows.offline import prepare_environment
-from tasks.engines.availability import EngineStatus, engine_statuses
+from tasks.engines.availability import Availability, probe
 from tasks.release.plan import Plan, make_plan
 from tasks.store.store import store_home
 
@@ -21,7 +21,7 @@ def plan(config: Path, overrides: Sequence[str]) -> Plan:
     return make_plan(settings)
 
 
-def doctor() -> tuple[EngineStatus, ...]:
+def doctor() -> Availability:
     """Which engines work here."""
     prepare_environment(store_home(), hub=False, threads=1)
-    return engine_statuses()
+    return probe()

@@ -58,7 +58,9 @@ def promote(target: str) -> Move:
     """Make MODEL/VERSION the champion."""
     model, slash, version = target.rpartition("/")
     if not slash or not version.isdigit():
-        raise registry.UnknownRelease(f"{target!r} must be MODEL/VERSION, for example smollm2-135m-instruct/2")
+        raise registry.UnknownRelease(
+            f"{target!r} must be MODEL/VERSION, for example smollm2-135m-instruct/2"
+        )
     return registry.promote(_tracking(), model, int(version), reason="keiryo promote")
 
 

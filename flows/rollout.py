@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.states import Completed, Failed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
 
 from configs.load import load_config
 from tasks.adaptation.task import adapt_stage
@@ -20,7 +21,8 @@ from tasks.profiling.task import profile_stage
 from tasks.quantization.task import quantize_stage
 from tasks.release import decision
 from tasks.release.progress import Progress
-from tasks.release.task import close_rollout, prepare
+from tasks.release.summary import RolloutSummary
+from tasks.release.task import abandon_rollout, close_rollout, prepare
 from tasks.tracking.rollout_run import RolloutRun
 
 
@@ -37,11 +39,15 @@ def rollout(config: str, overrides: list[str] | None = None) -> State[dict[str, 
     workspace = prepare(settings)
     run = RolloutRun.open(workspace)
 
-    progress = Progress.begin(settings.goals, profile_stage(workspace, run))
+    profiled = profile_stage(workspace, run)
+    if profiled.verdict == "ERROR":
+        return _state(abandon_rollout(workspace, run, profiled, began_s))
+    progress = Progress.begin(settings.goals, profiled)
+    progress = progress.after(quantize_stage(workspace, run, progress.baseline))
     if progress.going:
-        progress = progress.after(quantize_stage(workspace, run, progress.baseline))
-    if progress.going:
-        progress = progress.after(batching_stage(workspace, run, progress.release, progress.release_is_source))
+        progress = progress.after(
+            batching_stage(workspace, run, progress.release, progress.release_is_source)
+        )
     if progress.going:
         purpose, why = decision.adaptation_purpose(
             settings.adapt, progress.missed, progress.challenger is not None
@@ -51,7 +57,11 @@ def rollout(config: str, overrides: list[str] | None = None) -> State[dict[str, 
     if progress.going:
         progress = progress.after(distill_stage(workspace, run, progress.release, progress.missed))
 
-    summary = close_rollout(workspace, run, progress, time.monotonic() - began_s)
+    return _state(close_rollout(workspace, run, progress, began_s))
+
+
+def _state(summary: RolloutSummary) -> State[dict[str, Any]]:
+    """The verdict as Prefect shows it: an honest FAIL is a completed flow with that name, an ERROR a failed one."""
     name, message = f"Gate {summary.verdict}", f"{summary.verdict}: {summary.reason}"
     data = summary.model_dump(mode="json")
     return (Failed if summary.verdict == "ERROR" else Completed)(name=name, message=message, data=data)

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from tasks.engines.availability import EngineStatus
+from tasks.engines.availability import Availability
 from tasks.release.history import HistoryEntry
 from tasks.release.plan import Plan
 from tasks.release.summary import MetricComparison, RolloutSummary, StageSummary
@@ -17,7 +18,17 @@ COLOURS = {"PASS": "green", "FAIL": "red", "ERROR": "red", "INCONCLUSIVE": "yell
 
 def summary(found: RolloutSummary) -> None:
     """A rollout: one row a stage, then the release and where to read on."""
-    table = _table("stage", "verdict", "kept", "weights MiB", "one stream tok/s", "batched tok/s", "KL nats", "s", "reason")
+    table = _table(
+        "stage",
+        "verdict",
+        "kept",
+        "weights MiB",
+        "one stream tok/s",
+        "batched tok/s",
+        "KL nats",
+        "s",
+        "reason",
+    )
     for stage in found.stages:
         table.add_row(
             stage.stage,
@@ -28,11 +39,12 @@ def summary(found: RolloutSummary) -> None:
             _metric(stage, "perf/throughput_tokens_per_s", ".0f"),
             _metric(stage, "quality/kl_nats", ".4f"),
             "cached" if stage.cached else f"{stage.seconds:.0f}",
-            stage.reason,
         )
     console.print(table)
+    for stage in found.stages:
+        console.print(f"[bold]{stage.stage}[/]: {escape(stage.reason)}", soft_wrap=True)
     release = f"{found.release.name}/{found.release.version}" if found.release else "nothing released"
-    console.print(f"{_coloured(found.verdict)}  {found.config} on {found.model}: {found.reason}")
+    console.print(f"{_coloured(found.verdict)}  {found.config} on {found.model}: {escape(found.reason)}", soft_wrap=True)
     console.print(f"release: {release}   run: {found.run_id}   {found.seconds:.0f} s")
     if found.report:
         console.print(f"report:  {found.report}", soft_wrap=True)
@@ -80,11 +92,21 @@ def history(entries: Sequence[HistoryEntry]) -> None:
     console.print(table)
 
 
-def doctor(rows: Sequence[EngineStatus]) -> None:
-    """Engines and what they need."""
-    table = _table("engine", "works", "version", "detail")
-    for row in rows:
-        table.add_row(row.engine, "[green]yes[/]" if row.works else "[red]no[/]", row.version or "", row.detail)
+def doctor(found: Availability) -> None:
+    """The machine, its engines, and what the missing ones need."""
+    machine = found.machine
+    console.print(
+        f"{machine.system}, Python {machine.python}; {' '.join(machine.cpu_features) or 'no fast instruction sets'}"
+    )
+    console.print(
+        f"bf16 {'native' if machine.bf16 else 'not native'}; NVIDIA driver {'loaded' if machine.cuda else 'absent'}"
+    )
+    table = _table("engine", "works", "devices", "versions", "what it needs")
+    for row in found.engines:
+        versions = ", ".join(f"{name} {number}" for name, number in row.versions.items())
+        lacking = f"{row.reason}: {row.needs}" if not row.works else ""
+        works = "[green]yes[/]" if row.works else "[red]no[/]"
+        table.add_row(row.engine, works, ", ".join(row.devices), versions, lacking)
     console.print(table)
 
 
@@ -94,14 +116,26 @@ def plan(found: Plan) -> None:
     for name, value in found.machine.items():
         machine.add_row(name, value)
     console.print(machine)
-    memory = _table("engine", "weights", "KV cache", "context", "batch", "weights MiB", "KV MiB", "activations MiB", "total MiB")
+    memory = _table(
+        "engine",
+        "weights",
+        "KV cache",
+        "context",
+        "batch",
+        "weights MiB",
+        "KV MiB",
+        "activations MiB",
+        "total MiB",
+    )
     for row in found.budgets:
         memory.add_row(
             row.engine, row.weights, row.kv_cache, str(row.context_tokens), str(row.batch), f"{row.weights_mib:.1f}",
             f"{row.kv_mib:.1f}", f"{row.activations_mib:.1f}", f"{row.total_mib:.0f}",
         )  # fmt: skip
     console.print(memory)
-    samples = _table("task", "metric", "margin", "allowed", "power", "needed", "needed jointly", "smallest margin")
+    samples = _table(
+        "task", "metric", "margin", "allowed", "power", "needed", "needed jointly", "smallest margin"
+    )
     for metric in found.samples:
         samples.add_row(
             metric.task, metric.metric, f"{metric.margin:g}", f"{metric.chosen} {metric.unit}", f"{metric.power:.0%}",
@@ -113,7 +147,9 @@ def plan(found: Plan) -> None:
     for advice in found.recommendations:
         stack.add_row(advice.aspect, advice.choice, advice.reason, advice.source)
     console.print(stack)
-    console.print(f"joint power {found.joint_power:.0%}; disk {found.disk_mib:.0f} MiB; about {found.minutes:.0f} min")
+    console.print(
+        f"joint power {found.joint_power:.0%}; disk {found.disk_mib:.0f} MiB; about {found.minutes:.0f} min"
+    )
 
 
 def _table(*columns: str) -> Table:

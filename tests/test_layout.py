@@ -9,7 +9,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = {"profiling", "quantization", "batching", "adaptation", "distillation"}
 # The closed forms and the fingerprint of the profile stage are read by everyone; its measuring is not.
-SHARED_MODULES = {"tasks.profiling.memory_budget", "tasks.profiling.environment", "tasks.profiling.recommend"}
+SHARED_MODULES = {
+    f"tasks.profiling.{name}"
+    for name in ("cache_memory", "memory_budget", "weight_memory", "training_memory", "environment", "recommend")
+}
 ONE_IMPORTER = {
     "lm_eval": {"tasks/quality/harness.py"},
     "openvino_genai": {"tasks/engines/openvino_engine.py"},

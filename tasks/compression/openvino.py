@@ -103,9 +103,9 @@ def compress_openvino(ir: Artifact, weights: WeightSettings, calibration: Sequen
     halves = weights.bits == 16 or (weights.bits in (4, 8) and weights.embedding_bits == 16)
     ov.save_model(model, out / MODEL_XML, compress_to_fp16=halves)
     del model
-    for file in ir.folder.iterdir():
-        if file.name not in (MODEL_XML, MODEL_BIN):
-            shutil.copy(file, out / file.name)
+    for entry in ir.manifest.files:
+        if entry.path not in (MODEL_XML, MODEL_BIN):
+            shutil.copyfile(ir.folder / entry.path, out / entry.path)
     _check_changed(out, weights)
 
 

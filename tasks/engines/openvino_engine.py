@@ -49,6 +49,7 @@ class OpenVinoEngine:
         self._scorer: PagedScorer | None = None
         self._pipeline: Any = None
         self._sent = 0
+        self._closed = False
 
     @classmethod
     def open(
@@ -90,6 +91,7 @@ class OpenVinoEngine:
 
     def score(self, requests: Iterable[ScoreRequest], *, with_logits: bool = False) -> Iterator[TokenScores]:
         """Score through paged attention with the served KV-cache type; see `Engine.score`."""
+        self._check_open()
         if self._scorer is None:
             self._scorer = PagedScorer(
                 self._folder / "openvino_model.xml",
@@ -134,7 +136,8 @@ class OpenVinoEngine:
 
     def close(self) -> None:
         """Release both graphs."""
-        if self._scorer is not None or self._pipeline is not None:
+        if not self._closed:
+            self._closed = True
             self._scorer = self._pipeline = None
             return_freed_memory()
 
@@ -160,6 +163,7 @@ class OpenVinoEngine:
         return max(1, self.settings.scheduler.cache_mib * 2**20 // self.block_bytes)
 
     def _served(self) -> Any:
+        self._check_open()
         if self._pipeline is None:
             scheduler = genai.SchedulerConfig()
             scheduler.cache_size = 0  # whole GiB only; blocks are exact
@@ -187,6 +191,10 @@ class OpenVinoEngine:
         if request.ignore_eos:
             config.stop_token_ids = set()
         return config
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError("the engine is closed")
 
     def _check(self, request: GenerationRequest, handle: Any, made: Sequence[int]) -> None:
         if handle.get_status() == genai.GenerationStatus.IGNORED or not made:

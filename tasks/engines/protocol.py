@@ -6,7 +6,7 @@ Token ids go in and come out; text and tokenizers stay outside. An engine is ope
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +96,14 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release the model; safe to call twice."""
+        ...
+
+    def __enter__(self) -> Self:
+        """The engine itself."""
+        ...
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
         ...
 
 

@@ -15,7 +15,7 @@ from configs.engine import EngineSettings
 from configs.quality import QualitySettings
 from configs.weights import WeightSettings
 from tasks.compression.build import build_artifact
-from tasks.engines.open import open_engine
+from tasks.engines.open import import_engine, open_engine
 from tasks.engines.protocol import Engine
 from tasks.profiling.memory_budget import serving_budget
 from tasks.quality.gate import judge
@@ -246,6 +246,7 @@ def _measure(workspace: Workspace, candidate: Candidate) -> Measurement:
         workspace.architecture, candidate.format, candidate.engine, workspace.config.requests
     )
     tokens = prompt_tokens(workspace)
+    import_engine(candidate.engine.engine)
     with MemoryPeak() as peak:
         began_s = time.perf_counter()
         with open_candidate(workspace, candidate) as engine:

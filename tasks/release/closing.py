@@ -11,7 +11,14 @@ from configs.schema import Goals
 from tasks.release.assessment import open_candidate, prompt_tokens
 from tasks.release.candidate import Measurement
 from tasks.release.decision import missed_goals
-from tasks.release.ledger import SOURCE_QUALITY, Ledger, LedgerPoint, QualityLevel, build_ledger, quality_level
+from tasks.release.ledger import (
+    SOURCE_QUALITY,
+    Ledger,
+    LedgerPoint,
+    QualityLevel,
+    build_ledger,
+    quality_level,
+)
 from tasks.release.machine import machine_digest
 from tasks.release.stage_result import StageResult
 from tasks.release.workspace import Workspace
@@ -41,7 +48,9 @@ def close_ledger(workspace: Workspace, kept: Sequence[StageResult]) -> tuple[Led
     return workspace.store.once(f"ledger-{digest_of(parts)}", Ledger, lambda: _measure(workspace, kept))
 
 
-def proven_misses(goals: Goals, release: Measurement, baseline: Measurement, ledger: Ledger) -> tuple[str, ...]:
+def proven_misses(
+    goals: Goals, release: Measurement, baseline: Measurement, ledger: Ledger
+) -> tuple[str, ...]:
     """Goals that the release misses: limits by its measurement, speed-ups by the ends of the ledger's intervals.
 
     A speed-up is reached when the lower end of its interval is: a goal that is only likely met is not met.
@@ -59,20 +68,27 @@ def proven_misses(goals: Goals, release: Measurement, baseline: Measurement, led
 
 
 def _measure(workspace: Workspace, kept: Sequence[StageResult]) -> Ledger:
-    settings, blocks, tokens = workspace.config.requests, workspace.config.ledger.blocks, prompt_tokens(workspace)
+    settings, blocks, tokens = (
+        workspace.config.requests,
+        workspace.config.ledger.blocks,
+        prompt_tokens(workspace),
+    )
     chain = [_point(stage) for stage in kept]
     candidates = {stage.proposal.name: stage.proposal for stage in kept if stage.proposal is not None}
     with ExitStack() as stack:
         engines = {
-            name: stack.enter_context(open_candidate(workspace, candidate)) for name, candidate in candidates.items()
+            name: stack.enter_context(open_candidate(workspace, candidate))
+            for name, candidate in candidates.items()
         }
         for engine in engines.values():
             warm_up(engine, tokens)
         decode = interleave(
-            blocks, {name: decode_runner(engine, settings, tokens, blocks) for name, engine in engines.items()}
+            blocks,
+            {name: decode_runner(engine, settings, tokens, blocks) for name, engine in engines.items()},
         )
         throughput = interleave(
-            blocks, {name: throughput_runner(engine, settings, tokens, blocks) for name, engine in engines.items()}
+            blocks,
+            {name: throughput_runner(engine, settings, tokens, blocks) for name, engine in engines.items()},
         )
     return build_ledger(chain, decode, throughput, workspace.config.ledger.confidence)
 

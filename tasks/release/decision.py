@@ -5,11 +5,11 @@ from typing import Literal
 
 from configs.quality import Margins
 from configs.schema import AdaptSettings, Goals
-from tasks.quality.verdict import VerdictName
 from tasks.release.candidate import Candidate, Measurement
 from tasks.release.stage_result import CandidateResult, StageResult
 
 AdaptationPurpose = Literal["data", "recovery"]
+RolloutVerdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "ERROR"]
 
 
 def missed_goals(goals: Goals, measured: Measurement, baseline: Measurement) -> tuple[str, ...]:
@@ -92,7 +92,7 @@ def adaptation_purpose(
 
 def overall(
     stages: Sequence[StageResult], release_changed: bool, missed: Sequence[str]
-) -> tuple[VerdictName, str]:
+) -> tuple[RolloutVerdict, str]:
     """The verdict of the rollout, fail closed.
 
     An ERROR anywhere is an ERROR. PASS needs a release other than the source, every stage of which passed, and all goals. Where

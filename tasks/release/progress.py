@@ -30,13 +30,13 @@ class Progress(Record):
 
     @classmethod
     def begin(cls, goals: Goals, profile: StageResult) -> Self:
-        """After the profile.
+        """After a profile that passed.
 
         Raises:
-            ProfileFailed: without a measured source there is nothing to compare with.
+            ValueError: it did not: without a measured source there is nothing to compare with.
         """
         if profile.proposal is None or profile.measurement is None:
-            raise ProfileFailed(profile.reason)
+            raise ValueError(f"the profile has no measured source: {profile.reason}")
         return cls(
             goals=goals,
             results=(profile,),
@@ -75,7 +75,3 @@ class Progress(Record):
     def release_is_source(self) -> bool:
         """Whether nothing was kept after the profile."""
         return len(self.kept) == 1
-
-
-class ProfileFailed(RuntimeError):
-    """The source could not be measured."""

@@ -14,7 +14,7 @@ from tasks.release.stage_result import StageName, StageResult
 from tasks.release.workspace import Workspace
 from tasks.store.digest import code_digest, digest_of
 from tasks.store.errors import DamagedArtifact, MissingArtifact, StoreError
-from tasks.training.training_error import TrainingError
+from tasks.training.error import TrainingError
 
 logger = logging.getLogger(__name__)
 

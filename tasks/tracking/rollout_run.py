@@ -1,17 +1,15 @@
 """One rollout's place in MLflow: stages are recorded as they end, kept ones are registered, the end moves the champion."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tasks.quality.samples import Samples
 from tasks.release.evidence import Evidence
-from tasks.release.ledger import Ledger
+from tasks.release.history import ReleaseVersion
 from tasks.release.stage_result import StageResult
-from tasks.release.summary import ReleaseSummary, RolloutSummary
 from tasks.release.workspace import Workspace
 from tasks.store.digest import digest_of
 from tasks.store.record import Record
-from tasks.tracking.registry import promote, register_version
+from tasks.tracking.registry import promote, register_version, versions
 from tasks.tracking.runs import log_rollout_end, log_rollout_start, log_stage
 from tasks.tracking.store import Tracking, open_tracking
 
@@ -52,6 +50,13 @@ class RolloutRun:
                 self.tracking, self.workspace.config.model.name, result, rollout=self.run_id, stage_run=stage_run
             )
         return result
+
+    def promote(self, result: StageResult, reason: str) -> ReleaseVersion:
+        """Make the version of a kept stage the champion; returns it."""
+        model = self.workspace.config.model.name
+        wanted = (result.stage, result.proposal)
+        version = next(v for v in reversed(versions(self.tracking, model)) if (v.stage, v.candidate) == wanted)
+        return promote(self.tracking, model, version.version, reason).champion
 
     def close(self, evidence: Evidence, report_html: str, figures: dict[str, str]) -> None:
         """Log the summary, the ledger and the report, and end the parent run."""
