@@ -34,7 +34,7 @@ ui: .venv/.installed
 	keiryo ui
 
 lock: .venv/.installed
-	uv pip compile pyproject.toml --extra dev --no-emit-index-url --no-annotate --no-header --python-version 3.11 -o requirements.lock
+	uv pip compile pyproject.toml --extra dev --universal --no-emit-index-url --no-annotate --no-header --python-version 3.11 -o requirements.lock
 
 clean:
 	rm -rf .venv .keiryo mlflow/store

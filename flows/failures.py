@@ -31,6 +31,10 @@ def expected_failures() -> tuple[type[Exception], ...]:
     from tasks.store.errors import StoreError
 
     kinds: tuple[type[Exception], ...] = (EngineError, StoreError)
+    if "flows.deployment" in sys.modules:
+        from flows.deployment import ServerError
+
+        kinds += (ServerError,)
     if "mlflow" in sys.modules:
         from tasks.tracking.query import RolloutUnfinished
         from tasks.tracking.store import TrackingError

@@ -60,14 +60,19 @@ def adapt_to_data(workspace: Workspace, settings: AdaptSettings, release: Candid
     measurement = measure_candidate(workspace, candidate)
     gate, keys = judge_candidate(workspace, candidate, "tasks")
     gain = improvement(
-        held_out_samples(samples(workspace, keys["reference"])), held_out_samples(samples(workspace, keys["candidate"]))
+        held_out_samples(samples(workspace, keys["reference"])),
+        held_out_samples(samples(workspace, keys["candidate"])),
     )
     change = (
         f"held-out loss {gain.loss_change_nats:+.4f} nats a token ({gain.ci_low:+.4f} to {gain.ci_high:+.4f}, "
         f"{gain.clusters} sections)"
     )
     verdict = gate.verdict if gate.verdict != "PASS" or gain.improved else "INCONCLUSIVE"
-    metrics = {f"train/{name}": value for each in tried for name, value in training_metrics(each.lora.method, each.log).items()}
+    metrics = {
+        f"train/{name}": value
+        for each in tried
+        for name, value in training_metrics(each.lora.method, each.log).items()
+    }
     return StageResult(
         stage="adapt",
         verdict=verdict,
@@ -98,12 +103,18 @@ def recover_challenger(workspace: Workspace, settings: AdaptSettings, challenger
     if training is None:
         raise ValueError("adapt.recovery is not configured")
     texts = tuple(section.text for section in workspace.splits.train)
-    recipe = {"step": "recover", "weights": challenger.format.model_dump(mode="json"), "training": training.model_dump(mode="json")}
+    recipe = {
+        "step": "recover",
+        "weights": challenger.format.model_dump(mode="json"),
+        "training": training.model_dump(mode="json"),
+    }
     checkpoint, log = trained(
         workspace.store, workspace.derived, "checkpoint", workspace.source, recipe, texts, training.seed, CODE,
         lambda out, scratch: recover(workspace.source, texts, challenger.format, training, out, scratch),
     )  # fmt: skip
-    candidate = make_candidate(workspace, checkpoint, challenger.engine, challenger.format, note=", recovered")
+    candidate = make_candidate(
+        workspace, checkpoint, challenger.engine, challenger.format, note=", recovered"
+    )
     measurement = measure_candidate(workspace, candidate)
     before, after = screen_candidate(workspace, challenger), screen_candidate(workspace, candidate)
     gate, keys = judge_candidate(workspace, candidate, "preserve")
@@ -115,7 +126,9 @@ def recover_challenger(workspace: Workspace, settings: AdaptSettings, challenger
         proposal=candidate,
         measurement=measurement,
         gate=gate,
-        candidates=(CandidateResult(name=candidate.name, candidate=candidate, measurement=measurement, screen=after),),
+        candidates=(
+            CandidateResult(name=candidate.name, candidate=candidate, measurement=measurement, screen=after),
+        ),
         samples=keys,
         metrics={f"train/{name}": value for name, value in training_metrics("recovery", log).items()},
         text={"training_recovery.csv": curve_csv(log)},
@@ -129,9 +142,15 @@ def _texts(workspace: Workspace, data: str) -> tuple[str, ...]:
     return training_texts(data, sections, chat_template_of(load_tokenizer(workspace.source.folder)))
 
 
-def _train(workspace: Workspace, settings: AdaptSettings, lora: LoraSettings, texts: tuple[str, ...]) -> Trained:
+def _train(
+    workspace: Workspace, settings: AdaptSettings, lora: LoraSettings, texts: tuple[str, ...]
+) -> Trained:
     training = settings.training
-    recipe = {"step": "adapt", "lora": lora.model_dump(mode="json"), "training": training.model_dump(mode="json")}
+    recipe = {
+        "step": "adapt",
+        "lora": lora.model_dump(mode="json"),
+        "training": training.model_dump(mode="json"),
+    }
     adapter, log = trained(
         workspace.store, workspace.derived, "adapter", workspace.source, recipe, texts, training.seed, CODE,
         lambda out, scratch: train_adapter(workspace.source, texts, lora, training, out, scratch),
@@ -142,7 +161,10 @@ def _train(workspace: Workspace, settings: AdaptSettings, lora: LoraSettings, te
         update={"artifact": merged.digest, "name": f"{lora.method} merged, full precision"}
     )
     result = CandidateResult(
-        name=candidate.name, candidate=candidate, measurement=None, screen=screen_candidate(workspace, candidate)
+        name=candidate.name,
+        candidate=candidate,
+        measurement=None,
+        screen=screen_candidate(workspace, candidate),
     )
     return Trained(lora, merged, log, result)
 
@@ -154,6 +176,8 @@ def _merge(workspace: Workspace, adapter: Artifact) -> Artifact:
     key = digest_of([adapter.digest, code_digest("tasks/adaptation", "tasks/training")])
     merged, _ = workspace.store.once_artifact(
         f"merge-{key}",
-        lambda: workspace.store.seal(build, kind="checkpoint", parent=adapter.digest, recipe={"step": "merge"}),
+        lambda: workspace.store.seal(
+            build, kind="checkpoint", parent=adapter.digest, recipe={"step": "merge"}
+        ),
     )
     return merged

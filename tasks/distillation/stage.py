@@ -80,7 +80,12 @@ def distill_student(workspace: Workspace, settings: DistillSettings, release: Ca
 def _pruned(workspace: Workspace, settings: DistillSettings) -> Artifact:
     texts = [section.text for section in workspace.splits.calibration]
     key = digest_of(
-        [workspace.source.digest, settings.layers_fraction, texts, code_digest("tasks/distillation", "tasks/training")]
+        [
+            workspace.source.digest,
+            settings.layers_fraction,
+            texts,
+            code_digest("tasks/distillation", "tasks/training"),
+        ]
     )
 
     def seal() -> Artifact:

@@ -1,0 +1,216 @@
+"""Every branch of the flow on the FakeEngine: what passes is kept, what does not is rolled back, an error keeps nothing.
+
+Engines, exports and training are replaced by their fakes; scoring, statistics, decisions, the store and MLflow are real. The flow runs
+as a plain function: what Prefect adds is tested in test_prefect.py.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_llama import tiny_llama
+
+import flows.rollout as rollout_module
+from tasks.engines.fake_engine import FakeEngine
+from tasks.engines.protocol import EngineError
+from tasks.release import assessment
+from tasks.release.summary import RolloutSummary
+from tasks.store.store import Store
+from tasks.training.log import TrainingLog
+
+CONFIG = """
+name: branches
+model: {{name: tiny, source: {{kind: folder, path: {model}}}}}
+goals: {goals}
+quality:
+  margins: {{perplexity_fraction: 0.05, kl_nats: 0.05, accuracy: 0.2}}
+  tasks: {{names: [keiryo_minimal_pairs], items: 200}}
+  text: {{section_characters: 300, search_sections: 8}}
+requests: {{count: 8, max_new_tokens: 12, min_new_tokens: 4, one_stream_new_tokens: 4, repeats: 1}}
+profile: {{batch_sizes: [1], context_tokens: [8], new_tokens: 4}}
+quantize: {{candidates: {candidates}, scheduler: {{max_num_seqs: 2}}}}
+batching: {{schedulers: [{{max_num_seqs: 4}}, {{max_num_seqs: 64}}]}}
+{more}
+"""
+INT8 = "{engine: openvino, weights: {bits: 8, symmetric: false}, kv_cache: [u8]}"
+INT4 = "{engine: openvino, weights: {bits: 4, group_size: 32}, kv_cache: [u8]}"
+NOISE = {"f32": 0.0, "int8 asym per channel": 0.05, "int4 sym g32": 1.5}
+BYTES = {"f32": 4_000_000, "int8 asym per channel": 1_000_000, "int4 sym g32": 500_000}
+LOG = TrainingLog(
+    steps=2, tokens=64, seconds=1.0, tokens_per_s=64.0, losses=(3.0, 2.0), learning_rates=(1e-3, 0.0), peak_mib=1.0,
+    trainable_parameters=10,
+)  # fmt: skip
+
+
+class World:
+    """A tiny source model, and what is opened while rollouts run on it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.model = root / "model"
+        tiny_llama(self.model)
+        self.opened = 0
+        self.trained_noise = 0.02
+        self.break_engine: Callable[[str], bool] = lambda weights: False
+
+    def run(self, *, candidates: str, goals: str = "{}", more: str = "") -> RolloutSummary:
+        recipe = self.root / "recipe.yaml"
+        recipe.write_text(CONFIG.format(model=self.model, goals=goals, candidates=f"[{candidates}]", more=more))
+        self.opened = 0
+        state = rollout_module.rollout.fn(str(recipe), [])
+        return RolloutSummary.model_validate(state.data)
+
+    def build(self, store, checkpoint, engine, weights, calibration):
+        """A sealed folder that says how good the fake engine is that will open it."""
+        if engine == "transformers":
+            return checkpoint
+        noise = NOISE[weights.label] + float(checkpoint.manifest.recipe.get("noise", 0.0))
+
+        def write(out: Path) -> None:
+            for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+                (out / name).write_bytes((checkpoint.folder / name).read_bytes())
+
+        recipe = {"noise": noise, "weights": weights.label}
+        return store.seal(write, kind="openvino", parent=checkpoint.digest, recipe=recipe)
+
+    def train(self, store, scratch, kind, parent, recipe, texts, seed, code, train):
+        def write(out: Path) -> None:
+            for file in self.model.iterdir():
+                (out / file.name).write_bytes(file.read_bytes())
+
+        noise = {"noise": self.trained_noise, "layers": 2, "step": recipe["step"]}
+        return store.seal(write, kind="checkpoint", parent=parent.digest, recipe=noise), LOG
+
+    def open(self, artifact, settings, **_):
+        self.opened += 1
+        label = str(artifact.manifest.recipe.get("weights", "f32"))
+        fast = 1.0 if settings.engine == "transformers" else 6.0
+        engine = FakeEngine(
+            settings, vocab_size=300, noise=float(artifact.manifest.recipe.get("noise", 0.0)),
+            tokens_per_s=10 * fast, weights_bytes=BYTES[label],
+        )  # fmt: skip
+        if self.break_engine(label):
+            engine._logits_VV = engine._logits_VV * np.nan
+        return engine
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Fakes in the places of engines, exports and training; a store and an MLflow of its own."""
+    import tasks.adaptation.adapt as adapt
+    import tasks.distillation.stage as distillation
+    import tasks.profiling.profile as profiling
+
+    monkeypatch.setenv("KEIRYO_HOME", str(tmp_path / "store"))
+    monkeypatch.setenv("KEIRYO_MLFLOW", str(tmp_path / "mlflow"))
+    made = World(tmp_path)
+    monkeypatch.setattr(assessment, "open_engine", made.open)
+    monkeypatch.setattr(profiling, "open_engine", made.open)
+    monkeypatch.setattr(assessment, "import_engine", lambda engine: None)
+    monkeypatch.setattr(assessment, "build_artifact", made.build)
+    monkeypatch.setattr(adapt, "trained", made.train)
+    monkeypatch.setattr(distillation, "trained", made.train)
+    for name in ("prepare", "profile_stage", "quantize_stage", "batching_stage", "adapt_stage", "distill_stage",
+                 "close_rollout", "abandon_rollout"):  # fmt: skip
+        monkeypatch.setattr(rollout_module, name, getattr(rollout_module, name).fn)
+    return made
+
+
+def verdicts(summary: RolloutSummary) -> dict[str, str]:
+    return {stage.stage: stage.verdict for stage in summary.stages}
+
+
+def kept(summary: RolloutSummary) -> list[str]:
+    return [stage.stage for stage in summary.stages if stage.kept]
+
+
+def test_a_good_candidate_is_released_and_the_same_again_computes_nothing(world):
+    goals = "{max_weights_mib: 2, min_decode_speedup: 3}"
+    first = world.run(candidates=f"{INT8}, {INT4}", goals=goals)
+    assert (first.verdict, first.exit_code) == ("PASS", 0)
+    assert kept(first) == ["profile", "quantize", "batching"]
+    assert first.release is not None
+    assert verdicts(first)["adapt"] == verdicts(first)["distill"] == "SKIPPED"
+
+    second = world.run(candidates=f"{INT8}, {INT4}", goals=goals)
+    assert world.opened == 0
+    assert all(stage.cached for stage in second.stages if stage.verdict != "SKIPPED")
+    assert second.release == first.release
+
+
+def test_one_changed_option_recomputes_only_what_is_downstream(world):
+    world.run(candidates=INT8)
+    changed = world.run(candidates=INT8, more="ledger: {blocks: 9}")
+    assert all(stage.cached for stage in changed.stages if stage.verdict != "SKIPPED")
+    assert world.opened > 0  # the closing measurement
+    other = world.run(candidates=f"{INT8}, {INT4}")
+    assert [stage.stage for stage in other.stages if stage.cached] == ["profile", "batching"]
+
+
+def test_a_bad_candidate_is_rolled_back(world):
+    summary = world.run(candidates=INT4, goals="{max_weights_mib: 2}")
+    assert (summary.verdict, summary.exit_code) == ("FAIL", 3)
+    assert kept(summary) == ["profile"]
+    assert summary.release is None
+    assert "KL" in summary.reason
+
+
+def test_a_goal_that_only_the_challenger_meets_starts_recovery(world):
+    recovery = "adapt: {recovery: {steps: 2}}"
+    summary = world.run(candidates=f"{INT8}, {INT4}", goals="{max_weights_mib: 0.6}", more=recovery)
+    adapt = next(stage for stage in summary.stages if stage.stage == "adapt")
+    assert adapt.reason.startswith("recovery")
+    assert adapt.verdict == "FAIL"  # the fake's rounding stays as bad as it was
+    assert (summary.verdict, summary.exit_code) == ("FAIL", 3)
+    assert "max_weights_mib" in summary.reason
+
+
+def test_distillation_runs_only_while_a_goal_is_missed(world):
+    distill = "distill: {training: {steps: 2}}"
+    met = world.run(candidates=INT8, goals="{max_weights_mib: 2}", more=distill)
+    assert verdicts(met)["distill"] == "SKIPPED"
+    missed = world.run(candidates=INT8, goals="{max_weights_mib: 0.6}", more=distill)
+    assert verdicts(missed)["distill"] in ("INCONCLUSIVE", "FAIL")  # it is no better than its pruned start
+    assert missed.exit_code == 3
+    assert missed.release is None
+
+
+def test_adaptation_that_does_not_pay_is_rolled_back(world):
+    summary = world.run(candidates=INT8, more="adapt: {data: text, training: {steps: 2}}")
+    assert verdicts(summary)["adapt"] == "INCONCLUSIVE"
+    assert "adapt" not in kept(summary)
+    assert summary.verdict == "PASS"  # the release is the one before
+
+
+def test_nan_is_an_error_that_is_not_remembered(world):
+    world.break_engine = lambda weights: weights.startswith("int8")
+    broken = world.run(candidates=INT8)
+    assert (broken.verdict, broken.exit_code) == ("ERROR", 1)
+    assert broken.release is None
+    world.break_engine = lambda weights: False
+    assert world.run(candidates=INT8).verdict == "PASS"
+
+
+def test_a_source_that_does_not_run_is_an_error_with_a_report(world, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise EngineError("the device is gone")
+
+    monkeypatch.setattr(assessment, "open_engine", refuse)
+    summary = world.run(candidates=INT8)
+    assert (summary.verdict, summary.exit_code) == ("ERROR", 1)
+    assert "the device is gone" in summary.reason
+    assert summary.report is not None
+    assert "the device is gone" in Path(summary.report).read_text()
+
+
+def test_a_damaged_artifact_is_rebuilt_not_served(world, tmp_path):
+    first = world.run(candidates=INT8)
+    artifact = next(stage.artifact for stage in first.stages if stage.stage == "quantize")
+    file = Store(tmp_path / "store").open(artifact).folder / "config.json"
+    file.chmod(0o644)
+    file.write_text("{}")
+    again = world.run(candidates=INT8)
+    assert again.verdict == "PASS"
+    assert not next(stage for stage in again.stages if stage.stage == "quantize").cached
+    assert Store(tmp_path / "store").open(artifact).digest == artifact
