@@ -16,11 +16,18 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from tasks.engines.protocol import EngineError, EngineUnavailable
 
 MODEL = "model.onnx"
+# ONNX Runtime's exceptions have no base of their own (1.31).
+_ORT_ERRORS = (
+    RuntimeError,
+    *(kind for kind in vars(ort_state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+)
 
 
 class OnnxGraph:
@@ -46,18 +53,20 @@ class OnnxGraph:
         try:
             graph = _with_head_at_rows(ir.load(folder / MODEL))
             self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except (RuntimeError, OSError) as error:
+        except (*_ORT_ERRORS, OSError, DecodeError) as error:
             raise EngineUnavailable(
                 f"ONNX Runtime cannot load {MODEL}: {error}; build the artifact again"
             ) from error
-        shapes = {
-            i.name: i.shape for i in self._session.get_inputs() if i.name.startswith("past_key_values.")
-        }
-        if not shapes:
-            raise EngineUnavailable(f"{MODEL} has no past_key_values inputs; build the artifact again")
-        self._past = list(shapes)
-        self._present = [name.replace("past_key_values", "present") for name in shapes]
-        self.layers = len(shapes)
+        inputs = {i.name for i in self._session.get_inputs()}
+        self._past = sorted(name for name in inputs if name.startswith("past_key_values."))
+        self._present = [name.replace("past_key_values", "present") for name in self._past]
+        self.layers = len(self._past)
+        others = sorted(inputs - set(self._past) - {"input_ids", "attention_mask", "target_rows"})
+        if others or not self._past:
+            raise EngineUnavailable(
+                f"{MODEL} has {self.layers} past_key_values and the inputs {others}; only decoders with a KV "
+                "cache and fused rotary embedding are served here; use engine: openvino"
+            )
         self.kv_heads, self.head_dim = kv_heads, head_dim
 
     @property
@@ -103,7 +112,7 @@ class OnnxGraph:
         }
         try:
             logits, *present = self._session.run(["logits", *(self._present if keep else [])], feeds)
-        except RuntimeError as error:
+        except _ORT_ERRORS as error:
             raise EngineError(f"ONNX Runtime failed on {ids_BT.shape} tokens: {error}") from error
         return logits[: len(rows)], present
 
@@ -151,7 +160,7 @@ class Decoder:
         self._binding.bind_cpu_input("attention_mask", mask_BS)
         try:
             self._session.run_with_iobinding(self._binding)
-        except RuntimeError as error:
+        except _ORT_ERRORS as error:
             raise EngineError(f"ONNX Runtime failed on a step of {len(tokens)} requests: {error}") from error
         logits: NDArray[np.float32] = self._binding.get_outputs()[-1].numpy()
         return logits

@@ -59,7 +59,7 @@ class SlotBatch:
         self._graph = graph
         self._scheduler = scheduler
         self._stop = stop
-        self._slots = min(scheduler.max_num_seqs, affordable, len(requests))
+        self._slots = min(scheduler.max_num_seqs, scheduler.max_num_batched_tokens, affordable, len(requests))
         shape = (graph.layers, self._slots, graph.kv_heads, capacity, graph.head_dim)
         self.cache: NDArray[np.float32] = np.zeros(shape, np.float32)
         self._waiting = deque(_Running(i, r, len(r.prompt)) for i, r in enumerate(requests))
@@ -72,7 +72,7 @@ class SlotBatch:
         while self._waiting or self._active:
             for _ in self._prefill(self._admitted()):
                 if self._scheduler.split_prefill:
-                    self._decode()
+                    self._decode(once=True)
             self._decode()
         return [self._done[i] for i in range(len(self._done))]
 
@@ -108,8 +108,8 @@ class SlotBatch:
         self._active += new
         self._record(new, logits_BV)
 
-    def _decode(self) -> None:
-        """One token of every active slot; again while nobody leaves and nobody could enter."""
+    def _decode(self, *, once: bool = False) -> None:
+        """One token of every active slot; unless `once`, again while nobody leaves and nobody could enter."""
         if not self._active:
             return
         running = len(self._active)
@@ -119,7 +119,7 @@ class SlotBatch:
             for request in self._active:
                 request.stored += 1
             self._record(list(self._active), logits_BV)
-            if len(self._active) < running or (self._waiting and running < self._slots):
+            if once or len(self._active) < running or (self._waiting and running < self._slots):
                 return
 
     def _record(self, running: list[_Running], logits_BV: NDArray[np.float32]) -> None:

@@ -3,6 +3,8 @@
 import itertools
 import json
 import logging
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -162,6 +164,19 @@ def test_slots_are_shared_as_they_become_free(artifacts: dict[str, Artifact]) ->
     assert second[0] > 0
 
 
+def test_a_long_prompt_does_not_hold_up_the_others(artifacts: dict[str, Artifact]) -> None:
+    """Its pieces alternate with steps of the request that runs, or come first, as `split_prefill` says."""
+    short = GenerationRequest((5, 6), 40, ignore_eos=True)
+    long = GenerationRequest((7,) * 100, 2, ignore_eos=True)
+    made_before = []
+    for split in (True, False):
+        scheduler = settings(max_num_seqs=2, max_num_batched_tokens=16, split_prefill=split)
+        with OnnxRuntimeEngine.open(artifacts["f32"], scheduler) as engine:
+            running, late = engine.generate([short, long])
+        made_before.append(sum(t < late.token_times_s[0] for t in running.token_times_s))
+    assert made_before == [8, 2]  # 100 tokens are seven pieces, with six steps between them
+
+
 def test_end_of_text_stops_only_who_asks(checkpoint: Artifact, artifacts: dict[str, Artifact]) -> None:
     """The artifact's stop tokens are the checkpoint's, and the stop token is part of the completion."""
     config = json.loads((artifacts["f32"].folder / "genai_config.json").read_text())
@@ -178,17 +193,18 @@ def test_end_of_text_stops_only_who_asks(checkpoint: Artifact, artifacts: dict[s
     assert ignoring.tokens == free.tokens
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize(
-    "weights",
+    ("tied", "weights"),
     [
-        WeightSettings(bits=8, group_size=32),
-        WeightSettings(bits=8, group_size=16, symmetric=False),
-        WeightSettings(bits=4, group_size=128),  # wider than the 64 inputs: padded
-        WeightSettings(bits=4, group_size=32, symmetric=False, embedding_bits=4),
-        WeightSettings(bits=4, group_size=16, embedding_bits=32),
+        pytest.param(True, WeightSettings(bits=8, group_size=32), id="int8"),
+        pytest.param(False, WeightSettings(bits=8, group_size=16, symmetric=False), id="int8-asym-untied"),
+        pytest.param(True, WeightSettings(bits=4, group_size=128), id="int4-group-wider-than-the-matrix"),
+        pytest.param(
+            True, WeightSettings(bits=4, group_size=32, symmetric=False, embedding_bits=4), id="all-int4-asym"
+        ),
+        pytest.param(False, WeightSettings(bits=4, group_size=16, embedding_bits=4), id="all-int4-untied"),
+        pytest.param(True, WeightSettings(bits=4, group_size=16, embedding_bits=32), id="embedding-f32"),
     ],
-    ids=lambda w: f"{w.label} e{w.embedding_bits}".replace(" ", "-"),
 )
 def test_rounded_graph_is_the_model_of_rounded_weights(
     tmp_path: Path, tied: bool, weights: WeightSettings
@@ -307,11 +323,41 @@ def test_settings_that_are_not_offered_are_refused(
         OnnxRuntimeEngine.open(artifacts["f32"], settings().model_copy(update=change))
 
 
-def test_another_kind_or_a_damaged_graph_is_refused(
-    checkpoint: Artifact, artifacts: dict[str, Artifact]
-) -> None:
+def test_another_kind_is_refused(checkpoint: Artifact) -> None:
     with pytest.raises(EngineUnavailable, match="checkpoint"):
         OnnxRuntimeEngine.open(checkpoint, settings())
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data"])
+def test_a_truncated_graph_is_refused(artifacts: dict[str, Artifact], tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(artifacts["f32"].folder, folder)
+    os.truncate(folder / name, (folder / name).stat().st_size // 2)
+    damaged = artifacts["f32"].model_copy(update={"folder": folder})
+    with pytest.raises(EngineUnavailable, match="build the artifact again"):
+        OnnxRuntimeEngine.open(damaged, settings())
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_onnxruntime_genai_serves_the_same_folder(artifacts: dict[str, Artifact], name: str) -> None:
+    """Its generator is another implementation of the cache and of greedy decoding."""
+    import onnxruntime_genai as genai
+
+    model = genai.Model(str(artifacts[name].folder))
+    requests = generation_requests()[:4]
+    with OnnxRuntimeEngine.open(artifacts[name], settings(max_num_seqs=1)) as engine:
+        ours = engine.generate(requests)
+    for request, generation in zip(requests, ours, strict=True):
+        parameters = genai.GeneratorParams(model)
+        length = len(request.prompt) + request.max_new_tokens
+        parameters.set_search_options(do_sample=False, max_length=length)
+        generator = genai.Generator(model, parameters)
+        generator.append_tokens(np.array(request.prompt, np.int32))
+        for token in generation.tokens:
+            generator.generate_next_token()
+            assert generator.get_next_tokens()[0] == token
+            if token == EOS:
+                break
 
 
 def test_memory_and_close(artifacts: dict[str, Artifact]) -> None:
@@ -334,3 +380,12 @@ def test_a_request_that_the_cache_cannot_hold(artifacts: dict[str, Artifact]) ->
         pytest.raises(EngineError, match=r"cache_mib is 16.*raise it"),
     ):
         engine.generate([GenerationRequest((3,) * 20, 40_000)])
+
+
+def test_a_failure_inside_the_library_is_an_engine_error(artifacts: dict[str, Artifact]) -> None:
+    unknown = 10_000
+    with OnnxRuntimeEngine.open(artifacts["f32"], settings()) as engine:
+        with pytest.raises(EngineError, match="ONNX Runtime failed"):
+            engine.generate([GenerationRequest((unknown,), 1)])
+        with pytest.raises(EngineError, match="ONNX Runtime failed"):
+            list(engine.score([ScoreRequest((unknown,), (1,))]))

@@ -28,6 +28,7 @@ SCHEDULER = SchedulerSettings(cache_mib=64)
 ROWS = [
     pytest.param("openvino", "f32", "f32", 1e-4, id="openvino-f32"),
     pytest.param("openvino", "bf16", "bf16", 2e-3, id="openvino-bf16"),
+    pytest.param("onnxruntime", "f32", "f32", 1e-4, id="onnxruntime-f32"),
 ]
 
 
