@@ -24,7 +24,7 @@ from tasks.engines.protocol import EngineError, EngineUnavailable
 
 MODEL = "model.onnx"
 # ONNX Runtime's exceptions have no base of their own (1.31).
-_ORT_ERRORS = (
+_ORT_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     *(kind for kind in vars(ort_state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
 )
