@@ -7,7 +7,6 @@ from pydantic import Field, model_validator
 from configs.engine import EngineSettings
 from configs.section import Section
 
-
 REFERENCE = EngineSettings(engine="openvino", compute="f32", kv_cache="f32")
 
 

@@ -44,7 +44,9 @@ def summary(found: RolloutSummary) -> None:
     for stage in found.stages:
         console.print(f"[bold]{stage.stage}[/]: {escape(stage.reason)}", soft_wrap=True)
     release = f"{found.release.name}/{found.release.version}" if found.release else "nothing released"
-    console.print(f"{_coloured(found.verdict)}  {found.config} on {found.model}: {escape(found.reason)}", soft_wrap=True)
+    console.print(
+        f"{_coloured(found.verdict)}  {found.config} on {found.model}: {escape(found.reason)}", soft_wrap=True
+    )
     console.print(f"release: {release}   run: {found.run_id}   {found.seconds:.0f} s")
     if found.report:
         console.print(f"report:  {found.report}", soft_wrap=True)

@@ -11,7 +11,14 @@ STAGES = {"profiling", "quantization", "batching", "adaptation", "distillation"}
 # The closed forms and the fingerprint of the profile stage are read by everyone; its measuring is not.
 SHARED_MODULES = {
     f"tasks.profiling.{name}"
-    for name in ("cache_memory", "memory_budget", "weight_memory", "training_memory", "environment", "recommend")
+    for name in (
+        "cache_memory",
+        "memory_budget",
+        "weight_memory",
+        "training_memory",
+        "environment",
+        "recommend",
+    )
 }
 ONE_IMPORTER = {
     "lm_eval": {"tasks/quality/harness.py"},

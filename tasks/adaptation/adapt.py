@@ -13,6 +13,7 @@ from configs.schema import AdaptSettings, LoraSettings
 from tasks.adaptation.data import chat_template_of, training_texts
 from tasks.adaptation.lora import merge_adapter, train_adapter
 from tasks.adaptation.recovery import recover
+from tasks.quality.gate import improvement
 from tasks.release.assessment import (
     held_out_samples,
     judge_candidate,
@@ -25,7 +26,6 @@ from tasks.release.assessment import (
 from tasks.release.candidate import Candidate
 from tasks.release.stage_result import CandidateResult, StageResult
 from tasks.release.workspace import Workspace
-from tasks.quality.gate import improvement
 from tasks.store.artifact import Artifact
 from tasks.store.digest import code_digest, digest_of
 from tasks.training.checkpoint import load_tokenizer

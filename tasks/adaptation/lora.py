@@ -134,9 +134,5 @@ def _nf4(compute: torch.dtype) -> Any:
 
 
 def _next_token_loss(model: nn.Module, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
-    from peft.helpers import disable_input_dtype_casting
-
-    # Under autocast, peft's cast of every input to float32 would be undone at once: two copies a layer.
-    with disable_input_dtype_casting(model, active=torch.is_autocast_enabled(tokens_BT.device.type)):
-        hidden_ND = last_hidden(model, tokens_BT[:, :-1], positions_BT)
+    hidden_ND = last_hidden(model, tokens_BT[:, :-1], positions_BT)
     return mean_loss(hidden_ND, head_weight(model), cross_entropy(tokens_BT[:, 1:].flatten()))

@@ -16,7 +16,11 @@ LIBRARIES = {
 
 
 def build_artifact(
-    store: Store, checkpoint: Artifact, engine: EngineName, weights: WeightSettings, calibration: Sequence[str]
+    store: Store,
+    checkpoint: Artifact,
+    engine: EngineName,
+    weights: WeightSettings,
+    calibration: Sequence[str],
 ) -> Artifact:
     """The artifact of a checkpoint for an engine in a weight format; a second call returns the first one's.
 
@@ -36,12 +40,23 @@ def build_artifact(
         case "transformers" if weights.bits in (16, 32):
             return checkpoint
         case "openvino":
-            exported = _once(store, checkpoint, "openvino", WeightSettings(), (), _export_openvino(checkpoint))
+            exported = _once(
+                store, checkpoint, "openvino", WeightSettings(), (), _export_openvino(checkpoint)
+            )
             if weights.bits == 32:
                 return exported
-            return _once(store, exported, "openvino", weights, calibration, _compress(exported, weights, calibration))
+            return _once(
+                store, exported, "openvino", weights, calibration, _compress(exported, weights, calibration)
+            )
         case "onnxruntime":
-            return _once(store, checkpoint, "onnxruntime", weights, calibration, _onnx(checkpoint, weights, calibration))
+            return _once(
+                store,
+                checkpoint,
+                "onnxruntime",
+                weights,
+                calibration,
+                _onnx(checkpoint, weights, calibration),
+            )
         case _:
             raise CompressionError(
                 f"engine {engine} serves no {weights.label} weights made here; use openvino or onnxruntime"
@@ -62,7 +77,9 @@ def _once(
     key = digest_of([parent.digest, recipe, data, libraries, code_digest("tasks/compression")])
     artifact, _ = store.once_artifact(
         f"build-{key}",
-        lambda: store.seal(build, kind=kind, parent=parent.digest, recipe=recipe, data=data, libraries=libraries),
+        lambda: store.seal(
+            build, kind=kind, parent=parent.digest, recipe=recipe, data=data, libraries=libraries
+        ),
     )
     return artifact
 
@@ -76,7 +93,9 @@ def _export_openvino(checkpoint: Artifact) -> Callable[[Path], None]:
     return build
 
 
-def _compress(exported: Artifact, weights: WeightSettings, calibration: Sequence[str]) -> Callable[[Path], None]:
+def _compress(
+    exported: Artifact, weights: WeightSettings, calibration: Sequence[str]
+) -> Callable[[Path], None]:
     def build(out: Path) -> None:
         from tasks.compression.openvino import compress_openvino
 
@@ -85,7 +104,9 @@ def _compress(exported: Artifact, weights: WeightSettings, calibration: Sequence
     return build
 
 
-def _onnx(checkpoint: Artifact, weights: WeightSettings, calibration: Sequence[str]) -> Callable[[Path], None]:
+def _onnx(
+    checkpoint: Artifact, weights: WeightSettings, calibration: Sequence[str]
+) -> Callable[[Path], None]:
     def build(out: Path) -> None:
         from tasks.compression.onnx import build_onnx
 

@@ -76,7 +76,8 @@ def _csv(rows: tuple[LatencyRow, ...]) -> str:
         latencies = [ttft.p50, ttft.p95, ttft.p99, itl.p50, itl.p95, itl.p99]
         figures = [*latencies, row.prefill_tokens_per_s, row.decode_tokens_per_s]
         lines.append(
-            f"{row.batch},{row.context_tokens},{row.new_tokens}," + ",".join(f"{figure:.3f}" for figure in figures)
+            f"{row.batch},{row.context_tokens},{row.new_tokens},"
+            + ",".join(f"{figure:.3f}" for figure in figures)
         )
     return "\n".join([*lines, ""])
 

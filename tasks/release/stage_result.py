@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from tasks.quality.verdict import GateVerdict, VerdictName
 from tasks.release.candidate import Candidate, Measurement
 from tasks.store.record import Record
@@ -23,7 +25,7 @@ class CandidateResult(Record):
     name: str
     candidate: Candidate | None
     measurement: Measurement | None
-    screen: dict[str, float] = {}
+    screen: dict[str, float] = Field(default_factory=dict)
     error: str | None = None
 
 
@@ -54,9 +56,9 @@ class StageResult(Record):
     measurement: Measurement | None = None
     gate: GateVerdict | None = None
     candidates: tuple[CandidateResult, ...] = ()
-    samples: dict[str, str] = {}
-    metrics: dict[str, float] = {}
-    text: dict[str, str] = {}
+    samples: dict[str, str] = Field(default_factory=dict)
+    metrics: dict[str, float] = Field(default_factory=dict)
+    text: dict[str, str] = Field(default_factory=dict)
     seconds: float = 0.0
     cached: bool = False
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from tasks.store.record import Record
 
 ArtifactKind = Literal["checkpoint", "openvino", "onnxruntime", "adapter"]
@@ -33,11 +35,11 @@ class Manifest(Record):
     kind: ArtifactKind
     files: tuple[FileEntry, ...]
     parent: str | None = None
-    recipe: dict[str, Any] = {}
+    recipe: dict[str, Any] = Field(default_factory=dict)
     seed: int | None = None
-    data: dict[str, str] = {}
-    libraries: dict[str, str] = {}
-    hardware: dict[str, str] = {}
+    data: dict[str, str] = Field(default_factory=dict)
+    libraries: dict[str, str] = Field(default_factory=dict)
+    hardware: dict[str, str] = Field(default_factory=dict)
 
 
 class Artifact(Record):

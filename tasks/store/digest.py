@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@cache
 def code_digest(*paths: str | Path) -> str:
     """Digest of Python sources without importing them: the code version in the key of a result.
 
@@ -50,6 +52,8 @@ def code_digest(*paths: str | Path) -> str:
 
     Raises:
         FileNotFoundError: a path names no source; a key must not silently forget a part.
+
+    One process keeps its first answer: a file that is edited meanwhile is not what the process has imported.
     """
     sources: dict[str, str] = {}
     for path in paths:

@@ -47,7 +47,11 @@ class RolloutRun:
         stage_run = log_stage(self.tracking, self.run_id, result, samples)
         if result.kept:
             register_version(
-                self.tracking, self.workspace.config.model.name, result, rollout=self.run_id, stage_run=stage_run
+                self.tracking,
+                self.workspace.config.model.name,
+                result,
+                rollout=self.run_id,
+                stage_run=stage_run,
             )
         return result
 
@@ -55,7 +59,9 @@ class RolloutRun:
         """Make the version of a kept stage the champion; returns it."""
         model = self.workspace.config.model.name
         wanted = (result.stage, result.proposal)
-        version = next(v for v in reversed(versions(self.tracking, model)) if (v.stage, v.candidate) == wanted)
+        version = next(
+            v for v in reversed(versions(self.tracking, model)) if (v.stage, v.candidate) == wanted
+        )
         return promote(self.tracking, model, version.version, reason).champion
 
     def close(self, evidence: Evidence, report_html: str, figures: dict[str, str]) -> None:

@@ -72,5 +72,8 @@ def training_metrics(prefix: str, log: TrainingLog) -> dict[str, float]:
 
 def curve_csv(log: TrainingLog) -> str:
     """Loss and learning rate of every step, as CSV."""
-    rows = [f"{step},{loss},{rate}" for step, (loss, rate) in enumerate(zip(log.losses, log.learning_rates, strict=True), 1)]
+    rows = [
+        f"{step},{loss},{rate}"
+        for step, (loss, rate) in enumerate(zip(log.losses, log.learning_rates, strict=True), 1)
+    ]
     return "\n".join(["step,loss_nats,learning_rate", *rows, ""])

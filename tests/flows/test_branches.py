@@ -56,7 +56,9 @@ class World:
 
     def run(self, *, candidates: str, goals: str = "{}", more: str = "") -> RolloutSummary:
         recipe = self.root / "recipe.yaml"
-        recipe.write_text(CONFIG.format(model=self.model, goals=goals, candidates=f"[{candidates}]", more=more))
+        recipe.write_text(
+            CONFIG.format(model=self.model, goals=goals, candidates=f"[{candidates}]", more=more)
+        )
         self.opened = 0
         state = rollout_module.rollout.fn(str(recipe), [])
         return RolloutSummary.model_validate(state.data)

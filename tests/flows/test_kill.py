@@ -43,7 +43,12 @@ def start(recipe: Path, home: Path) -> subprocess.Popen[str]:
     environment = os.environ | {"KEIRYO_HOME": str(home / "store"), "KEIRYO_MLFLOW": str(home / "mlflow")}
     command = [sys.executable, "-c", "from flows.cli import main; main()", "run", str(recipe), "--json"]
     return subprocess.Popen(
-        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+        command,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
 
 

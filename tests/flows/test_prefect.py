@@ -54,7 +54,12 @@ def server(environment: dict[str, str]) -> Iterator[str]:
     Path(environment["PREFECT_HOME"]).mkdir(parents=True)
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port]
     process = subprocess.Popen(
-        command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command,
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         deadline_s = time.monotonic() + START_S
@@ -101,7 +106,11 @@ def test_an_event_starts_a_rollout_that_ends_with_its_verdict(server, environmen
         assert sent.returncode == 0, sent.stderr
         deadline_s = time.monotonic() + RUN_S
         while True:
-            runs = [run for run in query(server, "flow_runs") if run["deployment_id"] == deployments["new-model"]["id"]]
+            runs = [
+                run
+                for run in query(server, "flow_runs")
+                if run["deployment_id"] == deployments["new-model"]["id"]
+            ]
             if runs and runs[0]["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
                 break
             assert worker.poll() is None, "the worker ended"

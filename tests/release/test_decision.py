@@ -109,5 +109,3 @@ def test_progress_moves_the_release_only_when_a_stage_is_kept():
     assert failed.release == INT8
     assert failed.kept == (PROFILE, quantize)
     assert not failed.after(result("distill", "ERROR")).going
-
-

@@ -46,9 +46,11 @@ def test_the_code_digest_changes_with_any_source_and_with_nothing_else(tmp_path,
     assert code_digest("pkg") == before
     assert code_digest("pkg", "other.py") != before
     (tmp_path / "pkg/sub/b.py").write_text("B = 2")
+    code_digest.cache_clear()  # a new process
     changed = code_digest("pkg")
     assert changed != before
     (tmp_path / "pkg/sub/b.py").rename(tmp_path / "pkg/sub/c.py")
+    code_digest.cache_clear()
     assert code_digest("pkg") not in (before, changed)
 
 
