@@ -2,6 +2,10 @@
 
 Arithmetic and KV cache are f32; the weights are those of the artifact. Graphs with rounded weights turn
 activations into int8 inside their linear layers, as the artifact says (tasks/compression/onnx_rounding.py).
+
+With rounded weights the kernel for a single row of activations rounds otherwise than the one for two and more.
+Scoring and batched decoding use the latter, bit for bit the same; one stream alone uses the former: 0.004 (int8)
+and 0.011 (int4) nats from it on the demo model, and as far from f32 (0.0071 against 0.0069; 0.47 against 0.46).
 """
 
 import json
