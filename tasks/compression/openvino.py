@@ -19,6 +19,7 @@ from tasks.store.artifact import Artifact
 MODEL_XML = "openvino_model.xml"
 MODEL_BIN = "openvino_model.bin"
 CALIBRATION_TOKENS = 256  # of each calibration text, at most
+_CALIBRATION = ("dataset", "subset_size", "awq", "scale_estimation", "gptq")
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,7 @@ def _check_possible(model: Any, weights: WeightSettings) -> None:
 
 def _compress(model: Any, weights: WeightSettings, folder: Path, calibration: Sequence[str]) -> Any:
     import nncf
+    import openvino as ov
     from nncf.quantization.advanced_parameters import AdvancedCompressionParameters, GroupSizeFallbackMode
 
     sym = weights.symmetric
@@ -188,7 +190,12 @@ def _compress(model: Any, weights: WeightSettings, folder: Path, calibration: Se
             "gptq": weights.calibration == "gptq",
         }
     try:
-        return nncf.compress_weights(model, **options)
+        compressed = nncf.compress_weights(model, **options)
+        if weights.calibration != "none":
+            plain = {name: value for name, value in options.items() if name not in _CALIBRATION}
+            rounded = nncf.compress_weights(ov.Core().read_model(folder / MODEL_XML), **plain)
+            _check_calibrated(compressed, rounded, weights)
+        return compressed
     except (nncf.ValidationError, nncf.ParameterNotSupportedError, nncf.InvalidGroupSizeError) as error:
         raise CompressionError(f"NNCF refuses {weights.label}: {error}; choose another format") from error
 
@@ -224,6 +231,16 @@ def _embedding_names(model: Any) -> list[str]:
     return [
         use.get_node().get_friendly_name() for table in tables for use in table.output(0).get_target_inputs()
     ]
+
+
+def _check_calibrated(compressed: Any, rounded: Any, weights: WeightSettings) -> None:
+    """NNCF skips a method that finds nothing to do in an architecture with no more than a log line."""
+    plain = {node.get_friendly_name(): node for node in _matrices(rounded)}
+    if all(np.array_equal(node.data, plain[node.get_friendly_name()].data) for node in _matrices(compressed)):
+        raise CompressionError(
+            f"calibration: {weights.calibration} left every weight as rounding to nearest leaves it; "
+            "it does not apply to this model; use another method or none"
+        )
 
 
 def _check_changed(out: Path, weights: WeightSettings) -> None:

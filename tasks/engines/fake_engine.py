@@ -6,7 +6,6 @@ source. Times are computed from `tokens_per_s`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-
 from typing import Self
 
 import numpy as np

@@ -121,9 +121,9 @@ class OpenVinoEngine:
             now = time.perf_counter() - began
             for i, handle in enumerate(handles):
                 if handle.can_read():
-                    new = next(iter(handle.read().values())).generated_ids
-                    tokens[i] += new
-                    times[i] += [now] * len(new)
+                    for output in handle.read().values():  # none of a request that was dropped
+                        tokens[i] += output.generated_ids
+                        times[i] += [now] * len(output.generated_ids)
         for request, handle, made in zip(requests, handles, tokens, strict=True):
             self._check(request, handle, made)
         return [Generation(tuple(t), tuple(s)) for t, s in zip(tokens, times, strict=True)]

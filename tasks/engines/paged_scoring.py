@@ -30,7 +30,6 @@ from tasks.engines.target_scores import batches_by_tokens, score_logits
 MAX_LOGIT_ROWS = (
     512  # rows of full logits held at once when a caller asks for them: 100 MB at a vocabulary of 49,152
 )
-_ELEMENT_TYPES = {"f32": "f32", "bf16": "bf16", "f16": "f16", "u8": "u8", "u4": "u4"}
 _ELEMENTWISE = ("Convert", "Add", "Multiply", "Divide", "Tanh", "Clamp", "Reshape", "Unsqueeze", "Squeeze")
 
 
@@ -79,7 +78,7 @@ class PagedScorer:
             if port.get_any_name().startswith(("key_cache.", "value_cache."))
         }
         kinds = {kind.to_string() for kind, _ in self._caches.values()}
-        if kinds != {_ELEMENT_TYPES[kv_cache]}:
+        if kinds != {kv_cache}:
             raise EngineUnavailable(
                 f"kv_cache: {kv_cache} was asked for, OpenVINO compiled {', '.join(sorted(kinds))}; choose "
                 "that instead"

@@ -12,6 +12,7 @@ from tasks.engines.openvino_engine import OpenVinoEngine
 from tasks.engines.protocol import GenerationRequest, ScoreRequest
 from tasks.engines.transformers_engine import TransformersEngine
 from tasks.store.artifact import Artifact, Manifest
+from tasks.store.verification import describe_files
 
 IDS = tuple(range(20, 60))
 LAYERS = 3  # seven linear layers each, and the embedding that is also the head
@@ -30,7 +31,8 @@ def exported(checkpoint: Artifact, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def _openvino(folder: Path) -> Artifact:
-    return Artifact(digest="0" * 64, folder=folder, manifest=Manifest(kind="openvino", files=()))
+    manifest = Manifest(kind="openvino", files=describe_files(folder))
+    return Artifact(digest="0" * 64, folder=folder, manifest=manifest)
 
 
 def _logits(artifact: Artifact) -> np.ndarray:
