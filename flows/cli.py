@@ -66,6 +66,7 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) 
     from flows.offline import stdout_to_stderr
 
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    logging.getLogger("tasks").setLevel(logging.INFO)
     with _clean_exit():
         with stdout_to_stderr():
             summary = start.run(config, overrides or [])

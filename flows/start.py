@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -26,10 +27,15 @@ def run(config: Path, overrides: Sequence[str]) -> RolloutSummary:
     prepare_environment(store_home(), hub=settings.model.source.kind == "hub", threads=settings.threads)
     stop_orphans()
     os.environ[OWNER] = str(os.getpid())
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-    from flows.rollout import rollout
+    with ThreadPoolExecutor(1) as pool:
+        # The server needs ten seconds of one core to come up; importing the stages takes the other core meanwhile.
+        server = pool.submit(_start_server) if PREFECT_API_URL.value() is None else None
+        from flows.rollout import rollout
 
+        if server is not None:
+            server.result()
     # The heartbeat thread wakes once a second: every flow would end a second later than its last task.
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         state = rollout(str(config), list(overrides), return_state=True)
@@ -37,6 +43,13 @@ def run(config: Path, overrides: Sequence[str]) -> RolloutSummary:
     if isinstance(result, BaseException):
         raise result
     return RolloutSummary.model_validate(result)
+
+
+def _start_server() -> None:
+    """Start the server that Prefect would start at the first flow."""
+    from prefect.server.api.server import SubprocessASGIServer
+
+    SubprocessASGIServer().start()
 
 
 def stop_orphans() -> None:

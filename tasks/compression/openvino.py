@@ -4,6 +4,7 @@ The IR is the parent of every weight format: exporting is the slow part (tracing
 """
 
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -56,10 +57,12 @@ def export_openvino(checkpoint: Artifact, out: Path) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32)
     try:
-        export_from_model(
-            model, out, task="text-generation-with-past", stateful=True, ov_config=OVConfig(dtype="fp32"),
-            preprocessors=[],
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer's, one for every condition that it freezes
+            export_from_model(
+                model, out, task="text-generation-with-past", stateful=True, ov_config=OVConfig(dtype="fp32"),
+                preprocessors=[],
+            )  # fmt: skip
     except (ValueError, NotImplementedError) as error:
         raise CompressionError(
             f"architecture {model.config.model_type} has no OpenVINO export: {error}; use engine: onnxruntime"

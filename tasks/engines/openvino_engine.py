@@ -16,7 +16,7 @@ import openvino_genai as genai
 
 from configs.engine import EngineSettings
 from tasks.engines.freed_memory import return_freed_memory
-from tasks.engines.paged_scoring import PagedScorer
+from tasks.engines.paged_scoring import PagedScorer, last_line
 from tasks.engines.protocol import (
     EngineError,
     EngineMemory,
@@ -178,7 +178,7 @@ class OpenVinoEngine:
                 )
             except RuntimeError as error:
                 raise EngineUnavailable(
-                    f"OpenVINO GenAI refuses {self.properties} with {self.settings.scheduler}: {error}; "
+                    f"OpenVINO GenAI refuses {self.properties} with {self.settings.scheduler}: {last_line(error)}; "
                     "choose another kv_cache, compute or scheduler"
                 ) from error
         return self._pipeline

@@ -67,7 +67,7 @@ class PagedScorer:
             compiled = core.compile_model(model, "CPU", properties)
         except RuntimeError as error:
             raise EngineUnavailable(
-                f"OpenVINO refuses {properties}: {error}; choose another kv_cache or compute"
+                f"OpenVINO refuses {properties}: {last_line(error)}; choose another kv_cache or compute"
             ) from error
         self._caches = {
             port.get_any_name(): (
@@ -169,6 +169,11 @@ class PagedScorer:
             for name, (kind, shape) in self._caches.items():
                 self._request.set_tensor(name, ov.Tensor(kind, [blocks, *shape[1:]]))
             self._blocks = blocks
+
+
+def last_line(error: RuntimeError) -> str:
+    """What OpenVINO says at the end of a message that begins with its own source lines."""
+    return str(error).strip().splitlines()[-1]
 
 
 def _joined(parts: Sequence[TokenScores], count: int) -> TokenScores:

@@ -4,6 +4,7 @@ Each of these is remembered under the digest of what it depends on, so that a ki
 nothing else, and two stages that look at the same candidate pay once.
 """
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ from tasks.serving.memory_peak import MemoryPeak
 from tasks.store.artifact import Artifact
 from tasks.store.digest import code_digest, digest_of
 from tasks.store.errors import StoreError
+
+logger = logging.getLogger(__name__)
 
 MIB = 2**20
 GateKind = Literal["preserve", "tasks"]
@@ -111,6 +114,7 @@ def score(workspace: Workspace, candidate: Candidate, split: SplitName, quality:
     key = _samples_key(workspace, candidate, split, quality)
 
     def compute() -> Samples:
+        logger.info("  scoring %s on the %s items", candidate.name, split)
         with open_candidate(workspace, candidate) as engine:
             return score_candidate(
                 engine,
@@ -140,6 +144,7 @@ def score_source(workspace: Workspace, split: SplitName, quality: QualitySetting
     logits = _logits_path(workspace, split, quality)
 
     def compute() -> Samples:
+        logger.info("  scoring the source on the %s items", split)
         with open_candidate(workspace, source) as engine:
             return score_reference(
                 engine,
@@ -245,6 +250,7 @@ def _measure(workspace: Workspace, candidate: Candidate) -> Measurement:
     predicted = serving_budget(
         workspace.architecture, candidate.format, candidate.engine, workspace.config.requests
     )
+    logger.info("  measuring %s", candidate.name)
     tokens = prompt_tokens(workspace)
     import_engine(candidate.engine.engine)
     with MemoryPeak() as peak:

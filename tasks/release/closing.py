@@ -3,6 +3,7 @@
 Figures of different minutes do not compare on a busy machine; these do, and only they decide the speed goals.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -25,6 +26,8 @@ from tasks.release.workspace import Workspace
 from tasks.serving.interleaved import decode_runner, interleave, throughput_runner
 from tasks.serving.latency import warm_up
 from tasks.store.digest import code_digest, digest_of
+
+logger = logging.getLogger(__name__)
 
 
 def close_ledger(workspace: Workspace, kept: Sequence[StageResult]) -> tuple[Ledger, bool]:
@@ -68,6 +71,11 @@ def proven_misses(
 
 
 def _measure(workspace: Workspace, kept: Sequence[StageResult]) -> Ledger:
+    logger.info(
+        "closing measurement: %d candidates, interleaved in %d blocks",
+        len(kept),
+        workspace.config.ledger.blocks,
+    )
     settings, blocks, tokens = (
         workspace.config.requests,
         workspace.config.ledger.blocks,
@@ -96,14 +104,11 @@ def _measure(workspace: Workspace, kept: Sequence[StageResult]) -> Ledger:
 def _point(stage: StageResult) -> LedgerPoint:
     if stage.proposal is None or stage.measurement is None:
         raise ValueError(f"stage {stage.stage} was kept without a measured proposal")
-    if stage.stage == "profile":
-        quality = SOURCE_QUALITY
-    else:
-        quality = quality_level(stage.gate) if stage.gate is not None else QualityLevel()
+    judged = quality_level(stage.gate) if stage.gate is not None else QualityLevel()
     return LedgerPoint(
         stage=stage.stage,
         candidate=stage.proposal.name,
         memory=stage.measurement.memory,
-        quality=quality,
+        quality=SOURCE_QUALITY if stage.stage == "profile" else judged,
         seconds=stage.seconds,
     )

@@ -58,7 +58,9 @@ def remembered_stage(
     )
     known = workspace.store.recall(key, StageResult)
     if known is not None and _sound(workspace, known):
+        logger.info("%s: found in the store", stage)
         return known.model_copy(update={"cached": True})
+    logger.info("%s: computing", stage)
     began_s = time.monotonic()
     try:
         result = compute()
@@ -69,6 +71,7 @@ def remembered_stage(
             stage=stage, verdict="ERROR", kept=False, reason=reason, seconds=time.monotonic() - began_s
         )
     result = result.model_copy(update={"seconds": time.monotonic() - began_s})
+    logger.info("%s: %s after %.0f s", stage, result.verdict, result.seconds)
     if result.verdict != "ERROR" and not any(candidate.error for candidate in result.candidates):
         workspace.store.remember(key, result)
     return result

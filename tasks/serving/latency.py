@@ -19,6 +19,8 @@ from tasks.release.candidate import Percentiles, Performance
 from tasks.serving.requests import one_stream_requests, prompts, request_list
 from tasks.store.record import Record
 
+ONE_BY_ONE_SHARES = 8  # parts of the list where requests are served one after another
+
 
 class LatencyRow(Record):
     """One cell of the profile's table: prompts of one length, submitted together. Rates are of the batch.
@@ -77,7 +79,10 @@ def measure(
         generate(engine, [request])
         for request in one_stream_requests(settings, text_tokens, settings.repeats)
     ]
-    shares = repeat_shares(engine.settings, request_list(settings, text_tokens), settings.repeats)
+    requests = request_list(settings, text_tokens)
+    shares = repeat_shares(engine.settings, requests, max(settings.repeats, ONE_BY_ONE_SHARES))[
+        : settings.repeats
+    ]
     first_s = [first.token_times_s[0] for (first,) in streams]
     return Performance(
         prefill_tokens_per_s=settings.prompt_tokens / median(first_s),

@@ -151,7 +151,7 @@ def _arguments(settings: TrainingSettings, scratch: Path) -> TrainingArguments:
         learning_rate=settings.learning_rate,
         weight_decay=0.0,
         max_grad_norm=1.0,
-        optim="adamw_torch",
+        optim="adamw_torch_fused",
         train_sampling_strategy="sequential",
         logging_steps=1,
         logging_nan_inf_filter=False,

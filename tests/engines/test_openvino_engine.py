@@ -83,7 +83,9 @@ def test_scores_are_those_of_the_serving_pipeline(
 ) -> None:
     """Chunks of 64 here, steps of 64 tokens there: the same kernels on the same blocks."""
     settings = _settings(compute, kv_cache)
-    ours, served = _score(exported, ids, settings), _served_logprobs(exported, ids, settings)
+    # One more target, so that both feed the same tokens: the scales of a quantized block cover all its tokens.
+    ours = _score(exported, (*ids, 0), settings)[:-1]
+    served = _served_logprobs(exported, ids, settings)
     difference = np.abs(ours - served)
     print(f"\n{compute}, cache {kv_cache}: largest difference {difference.max():.1e} nats")
     assert difference.max() < 1e-3
@@ -152,6 +154,17 @@ def test_a_request_that_does_not_fit_the_cache_is_an_error(exported: Artifact, i
 def test_wrong_kind_is_unavailable(demo_checkpoint: Artifact) -> None:
     with pytest.raises(EngineUnavailable, match="export it first"):
         OpenVinoEngine.open(demo_checkpoint, _settings())
+
+
+def test_a_cache_type_that_the_plugin_refuses_is_unavailable(
+    exported: Artifact, ids: tuple[int, ...]
+) -> None:
+    """f32 arithmetic with a bf16 cache passes the schema; the plugin compiles no such attention."""
+    with (
+        OpenVinoEngine.open(exported, _settings("f32", "bf16")) as engine,
+        pytest.raises(EngineUnavailable, match="choose another kv_cache or compute"),
+    ):
+        list(engine.score([ScoreRequest(ids[:1], ids[1:2])]))
 
 
 def test_close_returns_memory(exported: Artifact, ids: tuple[int, ...]) -> None:
