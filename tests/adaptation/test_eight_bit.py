@@ -14,7 +14,8 @@ from tasks.adaptation.recovery import round_linear_layers
 from tasks.compression.openvino import compress_openvino, export_openvino
 from tasks.engines.openvino_engine import OpenVinoEngine
 from tasks.engines.protocol import ScoreRequest
-from tasks.store.artifact import Artifact
+from tasks.store.artifact import Artifact, Manifest
+from tasks.store.verification import describe_files
 from tasks.training.checkpoint import load_model
 
 IDS = tuple(range(2, 40))
@@ -33,7 +34,7 @@ def exported(tiny: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifa
 
 
 def openvino_artifact(folder: Path, tiny: Artifact) -> Artifact:
-    manifest = tiny.manifest.model_copy(update={"kind": "openvino"})
+    manifest = Manifest(kind="openvino", files=describe_files(folder))
     return Artifact(digest="1" * 64, folder=folder, manifest=manifest)
 
 

@@ -84,6 +84,10 @@ class World:
         noise = {"noise": self.trained_noise, "layers": 2, "step": recipe["step"]}
         return store.seal(write, kind="checkpoint", parent=parent.digest, recipe=noise), LOG
 
+    def merge(self, checkpoint, adapter, out):
+        for file in self.model.iterdir():
+            (out / file.name).write_bytes(file.read_bytes())
+
     def open(self, artifact, settings, **_):
         self.opened += 1
         label = str(artifact.manifest.recipe.get("weights", "f32"))
@@ -112,6 +116,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(assessment, "import_engine", lambda engine: None)
     monkeypatch.setattr(assessment, "build_artifact", made.build)
     monkeypatch.setattr(adapt, "trained", made.train)
+    monkeypatch.setattr(adapt, "merge_adapter", made.merge)
     monkeypatch.setattr(distillation, "trained", made.train)
     for name in ("prepare", "profile_stage", "quantize_stage", "batching_stage", "adapt_stage", "distill_stage",
                  "close_rollout", "abandon_rollout"):  # fmt: skip
