@@ -1,5 +1,6 @@
 """A training run as an artifact: trained once for its inputs, resumed after a kill, sealed with its log."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,9 @@ def trained(
     data, libraries = {"training": digest_of(list(texts))}, library_versions(*LIBRARIES)
     key = digest_of([parent.digest, recipe, data, libraries, code_digest("tasks/training", *code)])
 
+    scratch = scratch_parent / f"training-{key}"
+
     def build(out: Path) -> None:
-        scratch = scratch_parent / f"training-{key}"
         scratch.mkdir(exist_ok=True)
         log = train(out, scratch)
         (out / LOG).write_text(log.model_dump_json(), encoding="utf-8")
@@ -55,6 +57,7 @@ def trained(
             build, kind=kind, parent=parent.digest, recipe=recipe, seed=seed, data=data, libraries=libraries
         ),
     )
+    shutil.rmtree(scratch, ignore_errors=True)  # only now: a kill while the result was sealed goes on from here
     return artifact, TrainingLog.model_validate_json((artifact.folder / LOG).read_text(encoding="utf-8"))
 
 
