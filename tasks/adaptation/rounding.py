@@ -33,13 +33,14 @@ def rounded(weight_OI: Tensor, bits: int, symmetric: bool, group_size: int) -> T
     low, high = weight.aminmax(dim=-1, keepdim=True)
     if symmetric:
         scale = _at_least_epsilon(torch.where(-low >= high, low.abs(), -high) / 2 ** (bits - 1))
-        integers = torch.round(weight / scale).clamp_(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        integers = (weight / scale).round_().clamp_(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     else:
         low, high = low.clamp(max=0), high.clamp(min=0)
         scale = _at_least_epsilon((high - low) / (2**bits - 1))
         zero_point = (-torch.round(low / scale)).clamp_(0, 2**bits - 1)
-        integers = torch.round(weight / scale + zero_point).clamp_(0, 2**bits - 1).sub_(zero_point)
-    return (integers * scale.half().float()).reshape(weight_OI.shape)
+        integers = (weight / scale).add_(zero_point).round_().clamp_(0, 2**bits - 1).sub_(zero_point)
+    # In place: at 100 million weights a step, fresh memory costs more than the arithmetic.
+    return integers.mul_(scale.half().float()).reshape(weight_OI.shape)
 
 
 def straight_through(weight_OI: Tensor, bits: int, symmetric: bool, group_size: int) -> Tensor:
