@@ -3,6 +3,8 @@
 Everything else is a defect and keeps its traceback.
 """
 
+import sys
+
 
 def bad_input() -> tuple[type[Exception], ...]:
     """Errors in a configuration, a model, data, or an identifier on the command line."""
@@ -12,8 +14,10 @@ def bad_input() -> tuple[type[Exception], ...]:
     from tasks.quality.planning import PlanError
 
     kinds: tuple[type[Exception], ...] = (ConfigError, TextError, ModelSourceError, PlanError)
-    import sys
+    if "tasks.adaptation.data" in sys.modules:
+        from tasks.adaptation.data import DataError
 
+        kinds += (DataError,)
     # The registry and run look-ups import mlflow; without it loaded none of their errors can have been raised.
     if "mlflow" in sys.modules:
         from tasks.tracking.query import UnknownRun
@@ -25,8 +29,6 @@ def bad_input() -> tuple[type[Exception], ...]:
 
 def expected_failures() -> tuple[type[Exception], ...]:
     """Failures of the store, an engine, tracking or a server that the message explains."""
-    import sys
-
     from tasks.engines.protocol import EngineError
     from tasks.store.errors import StoreError
 

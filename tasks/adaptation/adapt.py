@@ -11,6 +11,7 @@ from pathlib import Path
 from configs.engine import EngineSettings
 from configs.schema import AdaptSettings, LoraSettings
 from tasks.adaptation.data import chat_template_of, training_texts
+from tasks.adaptation.eight_bit import eight_bit_layers
 from tasks.adaptation.lora import merge_adapter, train_adapter
 from tasks.adaptation.recovery import recover
 from tasks.quality.gate import improvement
@@ -103,6 +104,12 @@ def recover_challenger(workspace: Workspace, settings: AdaptSettings, challenger
     if training is None:
         raise ValueError("adapt.recovery is not configured")
     texts = tuple(section.text for section in workspace.splits.train)
+    # A mixed-precision artifact keeps some layers at 8 bits; training has to round the same ones alike.
+    eight_bit = (
+        eight_bit_layers(workspace.store.open(challenger.artifact).folder / "openvino_model.xml")
+        if challenger.format.int8_ratio
+        else frozenset[str]()
+    )
     recipe = {
         "step": "recover",
         "weights": challenger.format.model_dump(mode="json"),
@@ -110,7 +117,7 @@ def recover_challenger(workspace: Workspace, settings: AdaptSettings, challenger
     }
     checkpoint, log = trained(
         workspace.store, workspace.derived, "checkpoint", workspace.source, recipe, texts, training.seed, CODE,
-        lambda out, scratch: recover(workspace.source, texts, challenger.format, training, out, scratch),
+        lambda out, scratch: recover(workspace.source, texts, challenger.format, training, out, scratch, eight_bit),
     )  # fmt: skip
     candidate = make_candidate(
         workspace, checkpoint, challenger.engine, challenger.format, note=", recovered"

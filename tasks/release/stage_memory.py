@@ -8,6 +8,7 @@ from typing import Any
 from tasks.compression.error import CompressionError
 from tasks.data.text_error import TextError
 from tasks.engines.protocol import EngineError
+from tasks.quality.pairing import SampleError
 from tasks.quality.quality_error import QualityError
 from tasks.release.machine import machine_digest
 from tasks.release.stage_result import StageName, StageResult
@@ -22,6 +23,7 @@ STAGE_FAILURES = (
     CompressionError,
     EngineError,
     QualityError,
+    SampleError,
     StoreError,
     TextError,
     TrainingError,

@@ -57,7 +57,9 @@ def trained(
             build, kind=kind, parent=parent.digest, recipe=recipe, seed=seed, data=data, libraries=libraries
         ),
     )
-    shutil.rmtree(scratch, ignore_errors=True)  # only now: a kill while the result was sealed goes on from here
+    shutil.rmtree(
+        scratch, ignore_errors=True
+    )  # only now: a kill while the result was sealed goes on from here
     return artifact, TrainingLog.model_validate_json((artifact.folder / LOG).read_text(encoding="utf-8"))
 
 
