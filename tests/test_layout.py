@@ -100,3 +100,11 @@ def test_no_machine_path_or_registry_address():
         assert "/home/" not in text, path
         assert "/root/" not in text, path
         assert path.name != "requirements.lock" or "://" not in text
+
+
+@pytest.mark.parametrize("path", sources("flows", "tasks", "configs"), ids=name)
+def test_the_readme_shows_every_file(path):
+    if path.name != "__init__.py":
+        assert f"      {path.name} " in (ROOT / "README.md").read_text(encoding="utf-8"), (
+            f"{name(path)} is not in the README's tree"
+        )
