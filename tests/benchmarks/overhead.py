@@ -30,7 +30,9 @@ def main() -> None:
         order = list(COMMANDS.items())
         for name, command in order if number % 2 == 0 else reversed(order):
             began_s = time.perf_counter()
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+            subprocess.run(
+                command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ
+            )
             seconds[name].append(time.perf_counter() - began_s)
     rows = [row(name, work, "s", runs) for (name, work), runs in seconds.items()]
     print(write("overhead", rows, {}).read_text(encoding="utf-8"))

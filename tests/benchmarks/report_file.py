@@ -39,7 +39,14 @@ def write(part: str, rows: Sequence[Mapping[str, object]], ratios: Mapping[str, 
         f"{len(r['runs'])} |"  # type: ignore[arg-type]
         for r in rows
     ]
-    lines += ["", *(f"- {name}: {v['median']:.3g} ({v['ci_low']:.3g} to {v['ci_high']:.3g})" for name, v in ratios.items()), ""]
+    lines += [
+        "",
+        *(
+            f"- {name}: {v['median']:.3g} ({v['ci_low']:.3g} to {v['ci_high']:.3g})"
+            for name, v in ratios.items()
+        ),
+        "",
+    ]
     path = FOLDER / f"{part}.md"
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
