@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.load import load_config
+from configs.schema import Config
 from flows.offline import prepare_environment
 from tasks.engines.availability import Availability, probe
 from tasks.release.plan import Plan, make_plan
+from tasks.release.stage_result import StageResult
 from tasks.store.store import store_home
 
 
@@ -18,7 +20,17 @@ def plan(config: Path, overrides: Sequence[str]) -> Plan:
     """
     settings = load_config(config, overrides)
     prepare_environment(store_home(), hub=settings.model.source.kind == "hub", threads=settings.threads)
-    return make_plan(settings)
+    return make_plan(settings, _measured(settings))
+
+
+def _measured(settings: Config) -> tuple[StageResult, ...]:
+    """Stages of the newest rollout of this model that has a verdict; none where nothing was tracked yet."""
+    from tasks.tracking import query
+    from tasks.tracking.store import open_tracking
+
+    tracking = open_tracking(settings.tracking)
+    decided = [row for row in query.list_runs(tracking, settings.model.name) if row.verdict is not None]
+    return query.load_evidence(tracking, decided[0].run_id).results if decided else ()
 
 
 def doctor() -> Availability:
