@@ -1,7 +1,5 @@
 """Before the first stage: the model, its text and its tasks, and a check that the configuration fits them."""
 
-from pathlib import Path
-
 from configs.load import ConfigError
 from configs.schema import Config
 from configs.weights import WeightSettings
@@ -86,10 +84,3 @@ def check_group_size(where: str, weights: WeightSettings, inputs: dict[str, int]
                 f"{where} = {size}: must divide the model's {name} {dimension}; use "
                 f"{', '.join(map(str, fitting))} or -1 (per channel)"
             )
-
-
-def scratch_folder(workspace: Workspace, key: str) -> Path:
-    """Where a training run keeps its checkpoints until its result is sealed."""
-    folder = workspace.derived / f"training-{key}"
-    folder.mkdir(exist_ok=True)
-    return folder
