@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from configs.engine import EngineSettings
 from configs.section import Section
@@ -39,18 +39,33 @@ class TaskSettings(Section):
     names: tuple[str, ...] = Field(
         ("keiryo_last_word", "keiryo_minimal_pairs", "keiryo_world_facts"), min_length=1
     )
-    items: int = Field(600, ge=1, description="items a task at the first look")
-    limit: int | None = Field(
-        None, ge=1, description="items a task an INCONCLUSIVE verdict may draw in all; null: items"
+    items: int = Field(
+        600,
+        ge=1,
+        description="items a task may draw in all, over every look; a task with fewer ends with all it has",
     )
 
-    @model_validator(mode="after")
-    def _possible(self) -> "TaskSettings":
-        if self.limit is not None and self.limit < self.items:
-            raise ValueError(
-                f"limit ({self.limit}) must not be below items ({self.items}); raise limit or leave it out"
-            )
-        return self
+
+class SequentialSettings(Section):
+    """How often an accuracy task may be judged while its items are drawn; the error rates hold for all looks together."""
+
+    kind: Literal["obrien-fleming", "confidence-sequence", "none"] = Field(
+        "obrien-fleming",
+        description=(
+            "'obrien-fleming': alpha spending, near the power of one look; 'confidence-sequence': valid at any "
+            "look without approximation, needs about twice the items and independent ones; 'none': one look"
+        ),
+    )
+    looks: int = Field(4, ge=1, le=20, description="looks at most, evenly spaced; the last is at all items")
+    futility_power: float | None = Field(
+        0.1,
+        gt=0,
+        lt=0.5,
+        description=(
+            "stop INCONCLUSIVE where the chance of a PASS at the last look is below this, even if the rest of "
+            "the items were drawn from an equal model; null: draw on"
+        ),
+    )
 
 
 class Margins(Section):
@@ -70,6 +85,7 @@ class QualitySettings(Section):
 
     text: TextSettings = TextSettings()
     tasks: TaskSettings = TaskSettings()
+    sequential: SequentialSettings = SequentialSettings()
     margins: Margins = Margins()
     alpha: float = Field(0.05, gt=0, lt=0.5, description="one-sided error rate of a PASS, over all tries")
     power: float = Field(
