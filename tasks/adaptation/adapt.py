@@ -1,30 +1,29 @@
 """The adapt stage: adapters trained on the user's data, or against the challenger's rounding; merged, exported, judged.
 
-Methods compete on the search split; the one that is exported meets the gate. A model adapted to data may move away from the source
-on purpose, so it is gated on tasks alone, and it has to pay: its held-out loss, measured on the artifact that would be served, must
-be lower with confidence. A recovered model must preserve the function and meets the whole gate.
+Every method is merged, exported in the release's format and measured; the best on the search split meets the gate. A model adapted
+to data may move away from the source on purpose, so it is gated on tasks alone, and it has to pay: its held-out loss, measured on
+the artifact that would be served, must be lower with confidence. A recovered model must preserve the function and meets the whole
+gate.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.engine import EngineSettings
 from configs.schema import AdaptSettings, LoraSettings
 from tasks.adaptation.data import chat_template_of, training_texts
 from tasks.adaptation.eight_bit import eight_bit_layers
 from tasks.adaptation.lora import merge_adapter, train_adapter
 from tasks.adaptation.recovery import recover
-from tasks.quality.gate import improvement
-from tasks.release.assessment import (
-    held_out_samples,
-    judge_candidate,
-    make_candidate,
-    measure_candidate,
-    samples,
-    screen_candidate,
-    source_candidate,
-)
+from tasks.quality.gate import Improvement
 from tasks.release.candidate import Candidate
+from tasks.release.judging import (
+    describe_gain,
+    gain_metrics,
+    held_out_gain,
+    judge_candidate,
+    screen_candidate,
+)
+from tasks.release.measuring import make_candidate, measure_candidate, source_candidate
 from tasks.release.stage_result import CandidateResult, StageResult
 from tasks.release.workspace import Workspace
 from tasks.store.artifact import Artifact
@@ -37,59 +36,59 @@ CODE = ("tasks/adaptation",)
 
 
 @dataclass(frozen=True)
-class Trained:
-    """One trained and merged adapter, and how it did on the search split."""
+class Adapted:
+    """One adapter: trained, merged, exported and measured.
+
+    Attributes:
+        lora: the method.
+        log: of the training.
+        result: the artifact that would be served, its measurement, and its figures on the search split.
+        gain: its held-out loss against the source's.
+    """
 
     lora: LoraSettings
-    checkpoint: Artifact
     log: TrainingLog
     result: CandidateResult
+    gain: Improvement
+
+    @property
+    def candidate(self) -> Candidate:
+        """What would be served."""
+        if self.result.candidate is None:
+            raise ValueError(f"{self.result.name} has no artifact")
+        return self.result.candidate
 
 
 def adapt_to_data(workspace: Workspace, settings: AdaptSettings, release: Candidate) -> StageResult:
-    """Train every method, export the best in the release's format, judge it.
+    """Train every method, export and measure each in the release's format, judge the best.
 
     Raises:
         TrainingError, EngineError, QualityError, StoreError: the stage cannot be completed.
     """
     texts = _texts(workspace, settings.data or "text")
-    tried = [_train(workspace, settings, lora, texts) for lora in settings.methods]
+    tried = [_adapt(workspace, settings, lora, texts, release) for lora in settings.methods]
     best = min(tried, key=lambda each: each.result.screen["perplexity_delta_fraction"])
-    candidate = make_candidate(
-        workspace, best.checkpoint, release.engine, release.format, note=f", {best.lora.method} merged"
-    )
-    measurement = measure_candidate(workspace, candidate)
-    gate, keys = judge_candidate(workspace, candidate, "tasks")
-    gain = improvement(
-        held_out_samples(samples(workspace, keys["reference"])),
-        held_out_samples(samples(workspace, keys["candidate"])),
-    )
-    change = (
-        f"held-out loss {gain.loss_change_nats:+.4f} nats a token ({gain.ci_low:+.4f} to {gain.ci_high:+.4f}, "
-        f"{gain.clusters} sections)"
-    )
-    verdict = gate.verdict if gate.verdict != "PASS" or gain.improved else "INCONCLUSIVE"
+    gate, keys = judge_candidate(workspace, best.candidate, "tasks")
+    verdict = gate.verdict if gate.verdict != "PASS" or best.gain.improved else "INCONCLUSIVE"
+    losses = "; ".join(f"{each.lora.method} {describe_gain(each.gain)}" for each in tried)
     metrics = {
         f"train/{name}": value
         for each in tried
-        for name, value in training_metrics(each.lora.method, each.log).items()
+        for name, value in (
+            training_metrics(each.lora.method, each.log) | gain_metrics(each.gain, each.lora.method)
+        ).items()
     }
     return StageResult(
         stage="adapt",
         verdict=verdict,
         kept=verdict == "PASS",
-        reason=f"{best.lora.method}: {change}; {gate.reason}",
-        proposal=candidate,
-        measurement=measurement,
+        reason=f"held-out loss against the source: {losses}; {best.lora.method} judged: {gate.reason}",
+        proposal=best.candidate,
+        measurement=best.result.measurement,
         gate=gate,
         candidates=tuple(each.result for each in tried),
         samples=keys,
-        metrics=metrics
-        | {
-            "quality/held_out_loss_delta_nats": gain.loss_change_nats,
-            "quality/held_out_loss_delta_nats_ci_low": gain.ci_low,
-            "quality/held_out_loss_delta_nats_ci_high": gain.ci_high,
-        },
+        metrics=metrics | {f"quality/{name}": value for name, value in gain_metrics(best.gain).items()},
         text={f"training_{each.lora.method}.csv": curve_csv(each.log) for each in tried},
     )
 
@@ -149,9 +148,13 @@ def _texts(workspace: Workspace, data: str) -> tuple[str, ...]:
     return training_texts(data, sections, chat_template_of(load_tokenizer(workspace.source.folder)))
 
 
-def _train(
-    workspace: Workspace, settings: AdaptSettings, lora: LoraSettings, texts: tuple[str, ...]
-) -> Trained:
+def _adapt(
+    workspace: Workspace,
+    settings: AdaptSettings,
+    lora: LoraSettings,
+    texts: tuple[str, ...],
+    release: Candidate,
+) -> Adapted:
     training = settings.training
     recipe = {
         "step": "adapt",
@@ -162,18 +165,17 @@ def _train(
         workspace.store, workspace.derived, "adapter", workspace.source, recipe, texts, training.seed, CODE,
         lambda out, scratch: train_adapter(workspace.source, texts, lora, training, out, scratch),
     )  # fmt: skip
-    merged = _merge(workspace, adapter)
-    plain = EngineSettings(engine="transformers", threads=workspace.config.threads)
-    candidate = source_candidate(workspace, plain).model_copy(
-        update={"artifact": merged.digest, "name": f"{lora.method} merged, full precision"}
+    candidate = make_candidate(
+        workspace, _merge(workspace, adapter), release.engine, release.format, note=f", {lora.method} merged"
     )
     result = CandidateResult(
         name=candidate.name,
         candidate=candidate,
-        measurement=None,
+        measurement=measure_candidate(workspace, candidate),
         screen=screen_candidate(workspace, candidate),
     )
-    return Trained(lora, merged, log, result)
+    source = source_candidate(workspace, workspace.config.quality.reference)
+    return Adapted(lora, log, result, held_out_gain(workspace, source, candidate))
 
 
 def _merge(workspace: Workspace, adapter: Artifact) -> Artifact:

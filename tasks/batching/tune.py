@@ -10,8 +10,9 @@ from tasks.batching.paging import contiguous, padded, paged
 from tasks.batching.schedule import Schedule, measure_schedule
 from tasks.engines.protocol import EngineError
 from tasks.profiling.cache_memory import BLOCK_TOKENS, cache_token_bytes
-from tasks.release.assessment import judge_candidate, measure_candidate, open_candidate, prompt_tokens
 from tasks.release.candidate import Candidate, Measurement
+from tasks.release.judging import judge_candidate
+from tasks.release.measuring import measure_candidate, open_candidate, prompt_tokens
 from tasks.release.stage_result import CandidateResult, StageResult
 from tasks.release.workspace import Workspace
 from tasks.serving.requests import request_list

@@ -9,16 +9,9 @@ from pathlib import Path
 from configs.schema import DistillSettings
 from tasks.distillation.distill import distill
 from tasks.distillation.student import choose_layers, prune_layers
-from tasks.quality.gate import improvement
-from tasks.release.assessment import (
-    held_out_samples,
-    judge_candidate,
-    make_candidate,
-    measure_candidate,
-    samples,
-    score_text,
-)
 from tasks.release.candidate import Candidate
+from tasks.release.judging import describe_gain, gain_metrics, held_out_gain, judge_candidate
+from tasks.release.measuring import make_candidate, measure_candidate
 from tasks.release.stage_result import CandidateResult, StageResult
 from tasks.release.workspace import Workspace
 from tasks.store.artifact import Artifact
@@ -45,20 +38,16 @@ def distill_student(workspace: Workspace, settings: DistillSettings, release: Ca
     candidate = make_candidate(workspace, student, release.engine, release.format, note=", student")
     measurement = measure_candidate(workspace, candidate)
     gate, keys = judge_candidate(workspace, candidate, "tasks")
-    gain = improvement(
-        held_out_samples(samples(workspace, score_text(workspace, untrained, "gate"))),
-        held_out_samples(samples(workspace, keys["candidate"])),
-    )
-    change = (
-        f"held-out loss against its pruned start {gain.loss_change_nats:+.3f} nats a token "
-        f"({gain.ci_low:+.3f} to {gain.ci_high:+.3f})"
-    )
+    gain = held_out_gain(workspace, untrained, candidate)
     verdict = gate.verdict if gate.verdict != "PASS" or gain.improved else "INCONCLUSIVE"
     return StageResult(
         stage="distill",
         verdict=verdict,
         kept=verdict == "PASS",
-        reason=f"student of {start.manifest.recipe['layers']} layers: {change}; {gate.reason}",
+        reason=(
+            f"student of {start.manifest.recipe['layers']} layers: held-out loss against its pruned start "
+            f"{describe_gain(gain)}; {gate.reason}"
+        ),
         proposal=candidate,
         measurement=measurement,
         gate=gate,
@@ -68,11 +57,7 @@ def distill_student(workspace: Workspace, settings: DistillSettings, release: Ca
         ),
         samples=keys,
         metrics={f"train/{name}": value for name, value in training_metrics("distill", log).items()}
-        | {
-            "quality/held_out_loss_delta_nats": gain.loss_change_nats,
-            "quality/held_out_loss_delta_nats_ci_low": gain.ci_low,
-            "quality/held_out_loss_delta_nats_ci_high": gain.ci_high,
-        },
+        | {f"quality/{name}": value for name, value in gain_metrics(gain).items()},
         text={"training_distill.csv": curve_csv(log)},
     )
 

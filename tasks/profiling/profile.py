@@ -2,8 +2,8 @@
 
 from configs.schema import ProfileSettings
 from tasks.engines.open import open_engine
-from tasks.release.assessment import measure_candidate, open_candidate, prompt_tokens, source_candidate
 from tasks.release.candidate import Candidate, Measurement
+from tasks.release.measuring import measure_candidate, open_candidate, prompt_tokens, source_candidate
 from tasks.release.stage_result import StageResult
 from tasks.release.workspace import Workspace
 from tasks.serving.latency import KvCacheEffect, LatencyRow, kv_cache_effect, latency_table, table_settings

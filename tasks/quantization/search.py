@@ -11,9 +11,10 @@ from configs.schema import QuantizeSettings, WeightCandidate
 from tasks.compression.error import CompressionError
 from tasks.engines.protocol import EngineError
 from tasks.quality.quality_error import QualityError
-from tasks.release.assessment import judge_candidate, make_candidate, measure_candidate, screen_candidate
 from tasks.release.candidate import Candidate, Measurement
 from tasks.release.decision import choose, missed_goals
+from tasks.release.judging import judge_candidate, screen_candidate
+from tasks.release.measuring import make_candidate, measure_candidate
 from tasks.release.stage_result import CandidateResult, StageResult
 from tasks.release.workspace import Workspace
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from configs.schema import Goals
-from tasks.release.assessment import open_candidate, prompt_tokens
 from tasks.release.candidate import Measurement
 from tasks.release.decision import missed_goals
 from tasks.release.ledger import (
@@ -21,6 +20,7 @@ from tasks.release.ledger import (
     quality_level,
 )
 from tasks.release.machine import machine_digest
+from tasks.release.measuring import open_candidate, prompt_tokens
 from tasks.release.stage_result import StageResult
 from tasks.release.workspace import Workspace
 from tasks.serving.interleaved import decode_runner, interleave, throughput_runner

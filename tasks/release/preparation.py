@@ -1,15 +1,18 @@
 """Before the first stage: the model, its text and its tasks, and a check that the configuration fits them."""
 
+from pathlib import Path
+
 from configs.load import ConfigError
 from configs.schema import Config
 from configs.weights import WeightSettings
-from tasks.data.text import split_text
+from tasks.data.text import TextSplits, split_text
 from tasks.models.checkpoint import Architecture, read_architecture
 from tasks.models.sources import acquire
 from tasks.quality.pack.write import PackInfo, write_pack
 from tasks.quality.planning import MetricPlan, plan_items, refuse_undecidable
+from tasks.quality.task_folder import folder_digest
 from tasks.release.workspace import Workspace
-from tasks.store.digest import code_digest, digest_of
+from tasks.store.digest import code_digest, digest_of, library_versions
 from tasks.store.store import Store, store_home
 
 
@@ -26,16 +29,24 @@ def make_workspace(config: Config) -> Workspace:
     architecture = read_architecture(source)
     check_group_sizes(config, architecture)
     splits = split_text(config.quality.text, config.quality.seed)
-    pack, pack_digest = None, config.quality.tasks.pack or "lm-eval"
-    if config.quality.tasks.pack == "embedded":
-        key = digest_of([splits.digest, config.quality.seed, code_digest("tasks/quality/pack")])
-        pack = store.home / "files" / f"pack-{key}"
-        info, _ = store.once(f"pack-{key}", PackInfo, lambda: write_pack(pack, splits, config.quality.seed))
-        pack_digest = info.digest
+    task_folder, tasks_digest = _tasks(config, store, splits)
+    items_digest = digest_of([splits.digest, tasks_digest])
     derived = store.home / "derived"
     derived.mkdir(exist_ok=True)
-    items_digest = digest_of([splits.digest, pack_digest])
-    return Workspace(config, store, source, architecture, splits, pack, items_digest, derived)
+    return Workspace(config, store, source, architecture, splits, task_folder, items_digest, derived)
+
+
+def _tasks(config: Config, store: Store, splits: TextSplits) -> tuple[Path | None, str]:
+    """The folder of the gate's tasks, None for lm-eval's own, and what they are, by content."""
+    seed, named = config.quality.seed, config.quality.tasks.pack
+    if named is None:
+        return None, f"lm-eval {library_versions('lm-eval')['lm-eval']}"
+    if named != "embedded":
+        return Path(named), folder_digest(Path(named))
+    key = f"pack-{digest_of([splits.digest, seed, code_digest('tasks/quality/pack')])}"
+    folder = store.home / "files" / key
+    info, _ = store.once(key, PackInfo, lambda: write_pack(folder, splits, seed))
+    return folder / "gate", info.digest
 
 
 def plan_quality(config: Config) -> tuple[MetricPlan, ...]:
@@ -48,7 +59,7 @@ def plan_quality(config: Config) -> tuple[MetricPlan, ...]:
         power=quality.power,
         discordance=quality.discordance,
         tasks=quality.tasks.names,
-        items=quality.tasks.limit or quality.tasks.items,
+        items=quality.tasks.items,
         sections=quality.text.gate_sections,
     )
 

@@ -20,8 +20,8 @@ class Workspace:
         source: the source model's sealed checkpoint.
         architecture: its dimensions.
         splits: disjoint text for training, calibration, search and gate.
-        pack: folder with `search/` and `gate/` task definitions; None when the tasks are lm-eval's own.
-        items_digest: digest of splits and pack: a part of every quality key.
+        task_folder: the gate's task definitions; None when the tasks are lm-eval's own.
+        items_digest: digest of splits and tasks: a part of every quality key.
         derived: folder of what can be made again: reference logits, half-scored samples, training checkpoints.
     """
 
@@ -30,6 +30,6 @@ class Workspace:
     source: Artifact
     architecture: Architecture
     splits: TextSplits
-    pack: Path | None
+    task_folder: Path | None
     items_digest: str
     derived: Path

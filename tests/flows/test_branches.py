@@ -14,7 +14,7 @@ from tiny_llama import tiny_llama
 import flows.rollout as rollout_module
 from tasks.engines.fake_engine import FakeEngine
 from tasks.engines.protocol import EngineError
-from tasks.release import assessment
+from tasks.release import measuring
 from tasks.release.summary import RolloutSummary
 from tasks.store.store import Store
 from tasks.training.log import TrainingLog
@@ -111,10 +111,10 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setenv("KEIRYO_HOME", str(tmp_path / "store"))
     monkeypatch.setenv("KEIRYO_MLFLOW", str(tmp_path / "mlflow"))
     made = World(tmp_path)
-    monkeypatch.setattr(assessment, "open_engine", made.open)
+    monkeypatch.setattr(measuring, "open_engine", made.open)
     monkeypatch.setattr(profiling, "open_engine", made.open)
-    monkeypatch.setattr(assessment, "import_engine", lambda engine: None)
-    monkeypatch.setattr(assessment, "build_artifact", made.build)
+    monkeypatch.setattr(measuring, "import_engine", lambda engine: None)
+    monkeypatch.setattr(measuring, "build_artifact", made.build)
     monkeypatch.setattr(adapt, "trained", made.train)
     monkeypatch.setattr(adapt, "merge_adapter", made.merge)
     monkeypatch.setattr(distillation, "trained", made.train)
@@ -203,7 +203,7 @@ def test_a_source_that_does_not_run_is_an_error_with_a_report(world, monkeypatch
     def refuse(*_: object, **__: object) -> None:
         raise EngineError("the device is gone")
 
-    monkeypatch.setattr(assessment, "open_engine", refuse)
+    monkeypatch.setattr(measuring, "open_engine", refuse)
     summary = world.run(candidates=INT8)
     assert (summary.verdict, summary.exit_code) == ("ERROR", 1)
     assert "the device is gone" in summary.reason

@@ -1,0 +1,60 @@
+"""A folder of lm-eval task YAMLs, by content: an edited task or data file is another task."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tasks.quality.quality_error import QualityError
+from tasks.store.digest import digest_of, sha256_file
+
+
+class _TaskLoader(yaml.SafeLoader):
+    """Reads `!function module.name` as its text; nothing is imported."""
+
+
+_TaskLoader.add_multi_constructor("!", lambda _loader, tag, node: f"!{tag} {node.value}")
+
+
+def folder_digest(folder: Path) -> str:
+    """Digest of every file below a folder of tasks, and of the data files that its YAMLs name.
+
+    Raises:
+        QualityError: the folder is not there, holds no YAML, or one cannot be parsed.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    definitions = [path for path in files if path.suffix in (".yaml", ".yml")]
+    if not definitions:
+        raise QualityError(
+            f"quality.tasks.pack: {folder} holds no task YAML; give the folder that lm-eval's --include_path takes"
+        )
+    data = {path.resolve() for definition in definitions for path in _data_files(definition)}
+    return digest_of(
+        [
+            {path.relative_to(folder).as_posix(): sha256_file(path) for path in files},
+            [sha256_file(path) for path in sorted(data)],
+        ]
+    )
+
+
+def _data_files(definition: Path) -> Iterator[Path]:
+    try:
+        settings = yaml.load(definition.read_text(encoding="utf-8"), _TaskLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise QualityError(f"{definition}: not a task YAML: {' '.join(str(error).split())}") from error
+    for text in _strings(settings):
+        if "\n" not in text and len(text) < 4096 and (path := Path(text)).is_file():
+            yield path
+
+
+def _strings(value: Any) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case dict():
+            for each in value.values():
+                yield from _strings(each)
+        case list():
+            for each in value:
+                yield from _strings(each)

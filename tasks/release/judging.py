@@ -1,0 +1,109 @@
+"""What is said of a candidate: its screen on the search split, its verdict on the gate split, its held-out loss.
+
+The text is scored first. Where it alone proves a FAIL, no task is asked: nothing could turn it into a PASS.
+"""
+
+import math
+from typing import Literal
+
+from tasks.quality.gate import Improvement, improvement, judge
+from tasks.quality.sample_set import samples_of
+from tasks.quality.samples import Samples
+from tasks.quality.verdict import GateVerdict
+from tasks.release.candidate import Candidate
+from tasks.release.measuring import source_candidate
+from tasks.release.scoring import CandidateScores, remember_samples
+from tasks.release.workspace import Workspace
+
+GateKind = Literal["preserve", "tasks"]
+
+
+def screen_candidate(workspace: Workspace, candidate: Candidate) -> dict[str, float]:
+    """Perplexity and KL on the search split: cheap, never judged on.
+
+    Raises:
+        EngineError: it does not work.
+        QualityError: the scores would not be honest.
+    """
+    reference = source_candidate(workspace, workspace.config.quality.reference)
+    with CandidateScores(workspace, reference, "search") as source:
+        before, _ = _totals(source.text(), "perplexity")
+    with CandidateScores(workspace, candidate, "search") as scores:
+        scored = scores.text()
+    loss, tokens = _totals(scored, "perplexity")
+    return {
+        "kl_nats": _totals(scored, "kl")[0] / tokens,
+        "perplexity_delta_fraction": math.expm1((loss - before) / tokens),
+        "flip_rate": _totals(scored, "flips")[0] / tokens,
+    }
+
+
+def judge_candidate(
+    workspace: Workspace, candidate: Candidate, kind: GateKind
+) -> tuple[GateVerdict, dict[str, str]]:
+    """The gate's verdict on a candidate, against the source model at full precision.
+
+    Args:
+        workspace: of the rollout.
+        candidate: what is proposed.
+        kind: "preserve" gates perplexity, KL and accuracy; "tasks", for a model that was changed on purpose, accuracy alone.
+
+    Returns:
+        The verdict, and the keys of the samples behind it by role.
+
+    Raises:
+        EngineError: an engine does not work.
+        QualityError: the scores would not be honest.
+    """
+    quality = workspace.config.quality
+    reference = source_candidate(workspace, quality.reference)
+    names = quality.tasks.names if quality.margins.accuracy is not None else ()
+    with (
+        CandidateScores(workspace, reference, "gate") as source,
+        CandidateScores(workspace, candidate, "gate") as changed,
+    ):
+        before, after = [source.text()], [changed.text()]
+        for name in names:
+            before.append(source.task(name, quality.tasks.items))
+            after.append(changed.task(name, quality.tasks.items))
+    scored, compared = _joined(before), _joined(after)
+    verdict = judge(scored, compared, quality.judged(kind), alpha=quality.alpha, tries=quality.tries)
+    keys = {
+        "reference": remember_samples(workspace, scored),
+        "candidate": remember_samples(workspace, compared),
+    }
+    return verdict, keys
+
+
+def held_out_gain(workspace: Workspace, before: Candidate, after: Candidate) -> Improvement:
+    """How the loss on the gate text changed from one candidate to another, each as it would be served.
+
+    Raises:
+        EngineError: an engine does not work.
+        QualityError, SampleError: the scores would not be honest.
+    """
+    losses = []
+    for candidate in (before, after):
+        with CandidateScores(workspace, candidate, "gate") as scores:
+            losses.append(samples_of(row for row in scores.text().rows if row.metric == "perplexity"))
+    return improvement(*losses)
+
+
+def gain_metrics(gain: Improvement, of: str = "") -> dict[str, float]:
+    """A gain under the names of the MLflow contract, after "quality/" or "train/"."""
+    name = f"{of}_held_out_loss_delta_nats" if of else "held_out_loss_delta_nats"
+    return {name: gain.loss_change_nats, f"{name}_ci_low": gain.ci_low, f"{name}_ci_high": gain.ci_high}
+
+
+def describe_gain(gain: Improvement) -> str:
+    """A gain in words."""
+    return f"{gain.loss_change_nats:+.3f} nats a token ({gain.ci_low:+.3f} to {gain.ci_high:+.3f})"
+
+
+def _joined(parts: list[Samples]) -> Samples:
+    return samples_of(row for part in parts for row in part.rows)
+
+
+def _totals(scored: Samples, metric: str) -> tuple[float, float]:
+    rows = [row for row in scored.rows if row.metric == metric]
+    return sum(row.value for row in rows), sum(row.weight for row in rows)

@@ -1,0 +1,165 @@
+"""The scores of one candidate: its text, then each task, every part remembered under what it depends on.
+
+The engine is opened at the first part that the store does not have, and closed with the whole. A baseline is scored once, whatever
+is compared with it; answers are written as they come, so that a killed run, or a later look at more items, goes on from there.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Literal, Self
+
+from tasks.data.text import Section
+from tasks.engines.protocol import Engine
+from tasks.quality.divergence import diverge, reference_logits, reference_samples
+from tasks.quality.sample_set import samples_of
+from tasks.quality.samples import Samples
+from tasks.quality.score_log import ScoreLog
+from tasks.quality.tokenizer import TextTokenizer
+from tasks.release.candidate import Candidate
+from tasks.release.machine import machine_digest
+from tasks.release.measuring import open_candidate, source_candidate
+from tasks.release.workspace import Workspace
+from tasks.store.digest import code_digest, digest_of
+from tasks.store.errors import StoreError
+
+logger = logging.getLogger(__name__)
+
+SplitName = Literal["search", "gate"]
+DEFAULT_CONTEXT_TOKENS = 2048  # where a model's config.json names no context; lm-eval's own default
+
+
+class CandidateScores:
+    """A candidate's samples on one split; a context manager that holds its engine, once it is needed."""
+
+    def __init__(self, workspace: Workspace, candidate: Candidate, split: SplitName) -> None:
+        """Nothing is opened yet.
+
+        Args:
+            workspace: of the rollout.
+            candidate: what is scored; the source on the reference engine is scored as the reference.
+            split: "search" while candidates are searched, "gate" for the verdict.
+        """
+        self._workspace, self._candidate, self._split = workspace, candidate, split
+        self._reference = source_candidate(workspace, workspace.config.quality.reference)
+        self._engine: Engine | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def text(self) -> Samples:
+        """Perplexity and, of any but the reference itself, KL and flips.
+
+        Raises:
+            EngineError: it does not work.
+            QualityError: the scores would not be honest.
+        """
+        answers = self._answers_digest(self._candidate)
+        if self._candidate == self._reference:
+            logits = self._logits_path()
+            if not logits.is_file():
+                self._say(f"{self._split} text")
+                reference_logits(self._open(), self._tokenizer(), self._sections(), logits)
+            return samples_of(reference_samples(logits))
+        with CandidateScores(self._workspace, self._reference, self._split) as reference:
+            reference.text()
+
+        def compute() -> Samples:
+            self._say(f"{self._split} text")
+            with ScoreLog(self._partial(f"{answers}-{self._answers_digest(self._reference)}")) as log:
+                return samples_of(
+                    diverge(self._open(), self._tokenizer(), self._sections(), self._logits_path(), log)
+                )
+
+        key = digest_of([answers, self._answers_digest(self._reference), self._split, "text"])
+        return self._workspace.store.once(f"samples-{key}", Samples, compute)[0]
+
+    def task(self, name: str, items: int) -> Samples:
+        """The first `items` gate items of one task in their drawn order, or all where it has fewer.
+
+        Raises:
+            EngineError: it does not work.
+            QualityError: the task is unknown or broken, or the scores would not be honest.
+        """
+        quality, answers = self._workspace.config.quality, self._answers_digest(self._candidate)
+
+        def compute() -> Samples:
+            from tasks.quality.harness import run_tasks
+
+            self._say(f"{items} items of {name}")
+            rows = run_tasks(
+                self._open(), self._tokenizer(), [name],
+                include=self._workspace.task_folder, items=items, seed=quality.seed,
+                max_tokens=_context_tokens(self._folder()), partial=self._partial(answers),
+            )  # fmt: skip
+            return samples_of(rows)
+
+        key = digest_of([answers, self._workspace.items_digest, name, items])
+        return self._workspace.store.once(f"samples-{key}", Samples, compute)[0]
+
+    def _open(self) -> Engine:
+        if self._engine is None:
+            self._engine = open_candidate(self._workspace, self._candidate)
+        return self._engine
+
+    def _say(self, what: str) -> None:
+        logger.info("  scoring %s: %s", self._candidate.name, what)
+
+    def _folder(self) -> Path:
+        return self._workspace.store.open(self._candidate.artifact).folder
+
+    def _tokenizer(self) -> TextTokenizer:
+        return TextTokenizer(self._folder())
+
+    def _sections(self) -> tuple[Section, ...]:
+        splits = self._workspace.splits
+        return splits.search if self._split == "search" else splits.gate
+
+    def _answers_digest(self, candidate: Candidate) -> str:
+        """What every answer of a candidate depends on.
+
+        The scheduler is no part of it: scoring runs the served graph with the served cache type, but without the scheduler.
+        """
+        quality = self._workspace.config.quality
+        engine = candidate.engine.model_dump(mode="json", exclude={"scheduler", "use_kv_cache"})
+        batches = [quality.score_chunk_tokens, quality.batch_tokens, quality.seed]
+        code = code_digest("tasks/engines", "tasks/quality", "tasks/data")
+        splits = self._workspace.splits.digest
+        return digest_of([candidate.artifact, engine, batches, splits, machine_digest(), code])
+
+    def _logits_path(self) -> Path:
+        digest = digest_of([self._answers_digest(self._reference), self._split])
+        return self._workspace.derived / f"logits-{digest}"
+
+    def _partial(self, digest: str) -> Path:
+        """Kept after the end, too: a later look at more items goes on from here."""
+        return self._workspace.derived / f"scores-{digest_of([digest, self._split])}.jsonl"
+
+
+def remember_samples(workspace: Workspace, joined: Samples) -> str:
+    """Keep the table behind a verdict; return its key in the store."""
+    key = f"samples-{digest_of(joined)}"
+    workspace.store.remember(key, joined)
+    return key
+
+
+def samples(workspace: Workspace, key: str) -> Samples:
+    """Samples that were scored before.
+
+    Raises:
+        StoreError: they are not in the store any more.
+    """
+    found = workspace.store.recall(key, Samples)
+    if found is None:
+        raise StoreError(f"samples {key} are not in the store any more; run again to score them")
+    return found
+
+
+def _context_tokens(folder: Path) -> int:
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return int(settings.get("max_position_embeddings") or DEFAULT_CONTEXT_TOKENS)
