@@ -1,0 +1,1 @@
+"""Behaviour beyond accuracy: what both models answer, and rules that look at each answer."""
