@@ -1,11 +1,15 @@
 """The quality gate: a pure function from two sets of samples to PASS, FAIL, INCONCLUSIVE or ERROR.
 
-A metric passes when the upper limit of its loss lies below the margin at one-sided alpha / (tries x looks).
-All must pass for a PASS: an intersection-union test, whose size is alpha without any correction for the
+A metric passes when the upper limit of its loss lies below the margin at one-sided alpha / tries. All must
+pass for a PASS: an intersection-union test (Berger 1982), whose size is alpha without any correction for the
 number of metrics. One that lies above its margin makes a FAIL, and "any of k" would happen by chance k
-times as often, so that side is tested at alpha / (tries x looks x k). Anything else is INCONCLUSIVE.
-Samples that do not match are an ERROR, never a smaller sample; so is a margin in the config for which no
-metric was scored.
+times as often, so that side goes by Holm (1979): the first metric fails at alpha / (tries x k), the second at
+alpha / (tries x (k - 1)), and so on. Anything else is INCONCLUSIVE. Samples that do not match are an ERROR, never a
+smaller sample; so is a margin in the config for which no metric was scored.
+
+A task whose items are drawn in several looks spends both levels over its looks (`sequential.py`). Each task
+stops on its own: one that has passed at a look stays passed, because a PASS of all needs each of them to
+have passed at its own level, whenever that was. Perplexity and KL have one look at the full level.
 
 Judged: perplexity (difference of NLL a token against log(1 + fraction)), KL (its upper limit; the candidate
 alone has it), and for each task the first of acc, acc_norm, exact_match (the first filter by name). The
@@ -13,30 +17,23 @@ others, and flips of tokens, stay in the samples and are reported from there.
 """
 
 import math
-from collections.abc import Iterator
-from statistics import NormalDist
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
 from configs.quality import Margins
-from tasks.quality.intervals import Interval, TooFewClusters, accuracy_interval, text_interval
-from tasks.quality.pairing import (
-    ACCURACY_METRICS,
-    ONE_SAMPLE_METRICS,
-    PairedMetric,
-    SampleError,
-    is_accuracy,
-    pair,
-)
+from tasks.quality.intervals import TooFewClusters, text_interval
+from tasks.quality.metric_test import Outcome, judge_metric
+from tasks.quality.pairing import PairedMetric, SampleError, judged_tables, pair
 from tasks.quality.samples import Samples
-from tasks.quality.verdict import GateVerdict, MetricVerdict
+from tasks.quality.sequential import LookLevels
+from tasks.quality.verdict import GateVerdict, reason_of
 from tasks.store.record import Record
 
-DECIDING_POWER = 0.8
-"""Chance of a decision that `needed` promises, should the observed loss be the true one."""
+TEXT = "text"
+"""Name under which perplexity and KL are expected."""
 
-MOST_ITEMS = 10_000_000
-"""Above this many needed items, "no number would decide" is the honest answer."""
+Judged = list[tuple[PairedMetric, float]]
 
 
 class Improvement(Record):
@@ -58,7 +55,14 @@ class Improvement(Record):
 
 
 def judge(
-    reference: Samples, candidate: Samples, margins: Margins, *, alpha: float, tries: int = 1, looks: int = 1
+    reference: Samples,
+    candidate: Samples,
+    margins: Margins,
+    *,
+    alpha: float,
+    tries: int = 1,
+    looks: Mapping[str, LookLevels] | None = None,
+    expected: Collection[str] | None = None,
 ) -> GateVerdict:
     """Judge a candidate against the source model on the same items.
 
@@ -68,64 +72,67 @@ def judge(
         margins: largest losses allowed; None is not judged.
         alpha: one-sided chance of passing a candidate that is worse than a margin, over all tries and looks.
         tries: candidates that may be judged on these items.
-        looks: times that this candidate may be judged on growing item sets.
+        looks: task to the look that its samples are at; a task that is not named has one look at the full level.
+        expected: every task that a PASS needs, "text" for perplexity and KL; one not scored yet leaves the
+            verdict at best INCONCLUSIVE. None: what was scored is all there is.
 
     Raises:
-        ValueError: alpha, tries or looks is out of its range.
+        ValueError: alpha or tries is out of its range, or a plan spends another level than alpha / tries.
     """
-    if not 0 < alpha < 0.5 or tries < 1 or looks < 1:
-        raise ValueError(
-            f"alpha={alpha}, tries={tries}, looks={looks}: alpha in (0, 0.5), the others at least 1"
-        )
-    level = alpha / (tries * looks)
+    if not 0 < alpha < 0.5 or tries < 1:
+        raise ValueError(f"alpha={alpha}, tries={tries}: alpha in (0, 0.5), tries at least 1")
+    plans = dict(looks or {})
+    level = alpha / tries
+    for task, at in plans.items():
+        if not math.isclose(at.plan.alpha, level, rel_tol=1e-9):
+            raise ValueError(
+                f"looks of {task}: the plan spends {at.plan.alpha:g}, the gate alpha / tries = {level:g}"
+            )
     try:
         pairs = pair(reference, candidate)
-        judged = _judged(pairs, margins)
-        rows = tuple(metric_verdict(table, margin, level, level / len(judged)) for table, margin in judged)
+        judged, unscored = _judged(pairs, margins, expected)
+        metrics = max(len(judged), _expected_metrics(margins, expected))
+        outcomes = _tested(judged, level, metrics, plans)
+        flip_rate = _flip_rate(pairs)
     except SampleError as error:
         return GateVerdict(verdict="ERROR", reason=f"cannot judge: {error}")
-    names = {row.verdict for row in rows}
-    verdict = "FAIL" if "FAIL" in names else "INCONCLUSIVE" if "INCONCLUSIVE" in names else "PASS"
-    return GateVerdict(verdict=verdict, reason=_reason(rows), metrics=rows, flip_rate=_flip_rate(pairs))
+    return _combined(outcomes, unscored, plans, level).model_copy(update={"flip_rate": flip_rate})
 
 
-def metric_verdict(table: PairedMetric, margin: float, alpha_pass: float, alpha_fail: float) -> MetricVerdict:
-    """Judge one metric: PASS at `alpha_pass`, FAIL at `alpha_fail`, which is not larger; both one-sided.
+def _tested(judged: Judged, level: float, metrics: int, plans: Mapping[str, LookLevels]) -> list[Outcome]:
+    """Every metric's outcome; each that fails leaves a larger share of alpha to the others (Holm's steps)."""
+    failed = 0
+    while True:
+        outcomes = [
+            judge_metric(table, margin, level, max(metrics - failed, 1), plans.get(table.task))
+            for table, margin in judged
+        ]
+        found = sum(outcome.row is not None and outcome.row.verdict == "FAIL" for outcome in outcomes)
+        if found == failed:
+            return outcomes
+        failed = found
 
-    Raises:
-        SampleError: too few independent clusters.
-    """
-    try:
-        shown = _interval(table, alpha_pass)
-    except TooFewClusters as error:
-        raise SampleError(f"{table.metric} of {table.task}: {error}") from error
-    passed = shown.high < margin
-    failed = shown.low > margin and _interval(table, alpha_fail).low > margin
-    weight = table.weights.sum()
-    before, after = float(table.reference.sum() / weight), float(table.candidate.sum() / weight)
-    accuracy = is_accuracy(table.metric)
-    if table.metric == "perplexity":
-        before, after = (
-            math.exp(min(nll, 700.0)) for nll in (before, after)
-        )  # exp(709) is the largest float
-    change = table.reference - table.candidate
-    return MetricVerdict(
-        task=table.task,
-        metric=table.metric,
-        unit="fraction" if accuracy else "log ratio" if table.metric == "perplexity" else "nats a token",
-        reference=None if table.metric in ONE_SAMPLE_METRICS else before,
-        candidate=after,
-        loss=shown.estimate,
-        ci_low=shown.low,
-        ci_high=shown.high,
-        margin=margin,
-        alpha=alpha_pass,
-        items=shown.n,
-        clusters=shown.clusters,
-        lost=int((change > 0).sum()) if accuracy else None,
-        gained=int((change < 0).sum()) if accuracy else None,
-        needed=None if passed or failed else _needed(shown, margin, alpha_pass, alpha_fail),
-        verdict="PASS" if passed else "FAIL" if failed else "INCONCLUSIVE",
+
+def _combined(
+    outcomes: list[Outcome], unscored: tuple[str, ...], plans: Mapping[str, LookLevels], level: float
+) -> GateVerdict:
+    """All metrics' outcomes as one verdict."""
+    rows = tuple(outcome.row for outcome in outcomes if outcome.row is not None)
+    names = {"INCONCLUSIVE" if outcome.row is None else outcome.row.verdict for outcome in outcomes}
+    reason = reason_of(rows, 100 * (1 - level), unscored)
+    if "FAIL" in names:
+        return GateVerdict(verdict="FAIL", reason=reason, metrics=rows)
+    if names == {"PASS"} and not unscored:
+        return GateVerdict(verdict="PASS", reason=reason, metrics=rows)
+    drawing = [outcome.task for outcome in outcomes if outcome.draws_on]
+    out_of_reach = any(outcome.is_final_doubt for outcome in outcomes)
+    # Without futility stopping, drawing goes on for the sake of a FAIL.
+    if out_of_reach and any(at.plan.futility_power is not None for at in plans.values()):
+        ended = f"{reason}; a PASS is out of reach, drawing ends" if drawing or unscored else reason
+        return GateVerdict(verdict="INCONCLUSIVE", reason=ended, metrics=rows)
+    undecided = tuple(dict.fromkeys([*drawing, *unscored]))
+    return GateVerdict(
+        verdict="INCONCLUSIVE", reason=reason, metrics=rows, undecided=undecided, settled=not undecided
     )
 
 
@@ -159,105 +166,53 @@ def improvement(
     )
 
 
-def describe(row: MetricVerdict) -> str:
-    """One metric in words, in the units users think in."""
-    if row.metric == "kl":
-        return (
-            f"KL of {row.task} is {row.loss:.4f} nats a token ({row.ci_low:.4f} to {row.ci_high:.4f}, "
-            f"margin {row.margin:g})"
-        )
-    perplexity = row.metric == "perplexity"
-    loss, low, high, margin = (
-        100 * (math.expm1(min(x, 700.0)) if perplexity else x)
-        for x in (row.loss, row.ci_low, row.ci_high, row.margin)
-    )
-    better, worse, unit = ("fell", "grew", " %") if perplexity else ("rose", "fell", " points")
-    return (
-        f"{row.metric} of {row.task} {worse if loss > 0 else better} by {abs(loss):.2f}{unit} "
-        f"(loss {low:.2f} to {high:.2f}, margin {margin:g})"
-    )
-
-
-def _judged(pairs: tuple[PairedMetric, ...], margins: Margins) -> list[tuple[PairedMetric, float]]:
-    """The metrics that a margin applies to.
+def _judged(
+    pairs: tuple[PairedMetric, ...], margins: Margins, expected: Collection[str] | None
+) -> tuple[Judged, tuple[str, ...]]:
+    """The metrics that a margin applies to, and the expected names that have none yet.
 
     Raises:
         SampleError: a margin without a metric, a task without one that can be judged, or nothing to judge.
     """
-    growth = margins.perplexity_fraction
-    limits = {"perplexity": None if growth is None else math.log1p(growth), "kl": margins.kl_nats}
-    limits["accuracy"] = margins.accuracy
-    found = [(kind, table) for kind, table in _kinds(pairs) if limits[kind] is not None]
+    limits = _limits(margins)
+    if all(limit is None for limit in limits.values()):
+        raise SampleError("no margin is set, so nothing would be judged; set one in quality.margins")
+    tables = list(judged_tables(pairs))
+    judged = [(table, limit) for kind, table in tables if (limit := limits[kind]) is not None]
+    kinds = {kind for kind, _ in tables}
+    wanted = set(expected or ())
+    scored = {table.task for kind, table in tables if kind == "accuracy"}
+    unscored = sorted(wanted - scored - {TEXT}) if limits["accuracy"] is not None else []
+    no_text = not kinds & {"perplexity", "kl"}
+    if TEXT in wanted and no_text and (limits["perplexity"] or limits["kl"]):
+        unscored.insert(0, TEXT)
     for kind, limit in limits.items():
-        if limit is not None and all(kind != other for other, _ in found):
+        later = TEXT in unscored if kind != "accuracy" else bool(set(unscored) - {TEXT})
+        if limit is not None and kind not in kinds and not later:
             raise SampleError(
                 f"there is a margin for {kind} but no samples of it; score it, or set the margin to null"
             )
-    if not found:
-        raise SampleError("no margin is set, so nothing would be judged; set one in quality.margins")
-    return [(table, limit) for kind, table in found if (limit := limits[kind]) is not None]
+    return judged, tuple(unscored)
 
 
-def _kinds(pairs: tuple[PairedMetric, ...]) -> Iterator[tuple[str, PairedMetric]]:
-    tables = {(table.task, table.metric): table for table in pairs}
-    for task in sorted({table.task for table in pairs}):
-        kinds = [
-            (metric, tables[task, metric]) for metric in ("perplexity", "kl") if (task, metric) in tables
-        ]
-        accuracy = [table for table in pairs if table.task == task and is_accuracy(table.metric)]
-        accuracy.sort(key=lambda table: ACCURACY_METRICS.index(table.metric.partition(".")[0]))
-        kinds += [("accuracy", table) for table in accuracy[:1]]
-        if not kinds:
-            names = sorted({table.metric for table in pairs if table.task == task})
-            raise SampleError(
-                f"task {task} has only {', '.join(names)}; the gate judges {', '.join(ACCURACY_METRICS)}, "
-                "perplexity and kl: take the task out of quality.tasks.names"
-            )
-        yield from kinds
+def _limits(margins: Margins) -> dict[str, float | None]:
+    growth = margins.perplexity_fraction
+    perplexity = None if growth is None else math.log1p(growth)
+    return {"perplexity": perplexity, "kl": margins.kl_nats, "accuracy": margins.accuracy}
 
 
-def _interval(table: PairedMetric, alpha: float) -> Interval:
-    if is_accuracy(table.metric):
-        return accuracy_interval(table.reference - table.candidate, table.clusters, alpha=alpha)
-    change = table.candidate - table.reference
-    return text_interval(change, table.weights, table.clusters, alpha=alpha, skewed=table.metric == "kl")
-
-
-def _needed(interval: Interval, margin: float, alpha_pass: float, alpha_fail: float) -> int | None:
-    """Items that decide with 80 % chance if the observed loss and spread are true; None where none would."""
-    normal = NormalDist()
-    gap = margin - interval.estimate
-    width = interval.high - interval.estimate if gap > 0 else interval.estimate - interval.low
-    error = width / normal.inv_cdf(1 - alpha_pass)
-    quantiles = normal.inv_cdf(1 - (alpha_pass if gap > 0 else alpha_fail)) + normal.inv_cdf(DECIDING_POWER)
-    if abs(gap) * math.sqrt(MOST_ITEMS) <= quantiles * error * math.sqrt(interval.n):
-        return None
-    return math.ceil(interval.n * (quantiles * error / gap) ** 2)
-
-
-def _reason(rows: tuple[MetricVerdict, ...]) -> str:
-    """One line; the metric that decided comes first."""
-    confidence = f"at {100 * (1 - rows[0].alpha):.4g} % confidence"
-    failed = [row for row in rows if row.verdict == "FAIL"]
-    if failed:
-        worst = max(failed, key=lambda row: row.ci_low / row.margin)
-        return f"{len(failed)} of {len(rows)} metrics beyond the margin {confidence}: {describe(worst)}"
-    open_rows = [row for row in rows if row.verdict == "INCONCLUSIVE"]
-    if open_rows:
-        hardest = max(open_rows, key=lambda row: (row.needed or math.inf) / row.items)
-        more = (
-            "it lies at its margin, more items would not decide"
-            if hardest.needed is None
-            else f"about {hardest.needed} items would decide, {hardest.items} were judged"
-        )
-        return f"{len(open_rows)} of {len(rows)} metrics undecided {confidence}: {describe(hardest)}; {more}"
-    closest = max(rows, key=lambda row: row.ci_high / row.margin)
-    return f"all {len(rows)} metrics within their margins {confidence}; closest: {describe(closest)}"
+def _expected_metrics(margins: Margins, expected: Collection[str] | None) -> int:
+    """Metrics that will be judged in the end: the k of the FAIL side, known before everything is scored."""
+    if expected is None:
+        return 0
+    limits = _limits(margins)
+    of_text = sum(limits[kind] is not None for kind in ("perplexity", "kl")) if TEXT in expected else 0
+    return of_text + (len(set(expected) - {TEXT}) if limits["accuracy"] is not None else 0)
 
 
 def _flip_rate(pairs: tuple[PairedMetric, ...]) -> float | None:
     """Share of items whose answer turned right or wrong, over the judged accuracy metric of every task."""
-    tables = [table for kind, table in _kinds(pairs) if kind == "accuracy"]
+    tables = [table for kind, table in judged_tables(pairs) if kind == "accuracy"]
     if not tables:
         return None
     changed = sum(int((table.reference != table.candidate).sum()) for table in tables)

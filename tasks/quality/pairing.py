@@ -1,7 +1,7 @@
 """Joins the samples of two models into arrays, or says exactly what does not match."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,8 +55,14 @@ def is_accuracy(metric: str) -> bool:
     return metric.partition(".")[0] in ACCURACY_METRICS
 
 
-def pair(reference: Samples, candidate: Samples) -> tuple[PairedMetric, ...]:
+def pair(reference: Samples, candidate: Samples, *, rescored: bool = False) -> tuple[PairedMetric, ...]:
     """Join on (task, metric, item, item_hash); the order of rows does not matter.
+
+    Args:
+        reference: samples of the source model.
+        candidate: samples of the candidate on the same items.
+        rescored: both are samples of one candidate, which both compare with the reference: a divergence is
+            then a figure of each, not of the second alone.
 
     Raises:
         SampleError: no rows, a duplicate item, an impossible value, or another set, hash, weight or cluster.
@@ -75,7 +81,7 @@ def pair(reference: Samples, candidate: Samples) -> tuple[PairedMetric, ...]:
             raise SampleError(
                 f"{metric} of {task}: the candidate has no such samples; score both on the same metrics"
             )
-        pairs.append(_paired(task, metric, expected, found))
+        pairs.append(_paired(task, metric, expected, found, metric in ONE_SAMPLE_METRICS and not rescored))
     return tuple(pairs)
 
 
@@ -108,7 +114,30 @@ def _check_numbers(row: Sample, where: str) -> None:
         raise SampleError(f"{where}: KL {row.value} nats is below 0; the scoring is broken")
 
 
-def _paired(task: str, metric: str, expected: _Items, found: _Items) -> PairedMetric:
+def judged_tables(pairs: tuple[PairedMetric, ...]) -> Iterator[tuple[str, PairedMetric]]:
+    """What the gate looks at, as "perplexity", "kl" or "accuracy" and its table, in the order of the tasks.
+
+    Raises:
+        SampleError: a task has none of them.
+    """
+    tables = {(table.task, table.metric): table for table in pairs}
+    for task in sorted({table.task for table in pairs}):
+        kinds = [
+            (metric, tables[task, metric]) for metric in ("perplexity", "kl") if (task, metric) in tables
+        ]
+        accuracy = [table for table in pairs if table.task == task and is_accuracy(table.metric)]
+        accuracy.sort(key=lambda table: ACCURACY_METRICS.index(table.metric.partition(".")[0]))
+        kinds += [("accuracy", table) for table in accuracy[:1]]
+        if not kinds:
+            names = sorted({table.metric for table in pairs if table.task == task})
+            raise SampleError(
+                f"task {task} has only {', '.join(names)}; the gate judges {', '.join(ACCURACY_METRICS)}, "
+                "perplexity and kl: take the task out of quality.tasks.names"
+            )
+        yield from kinds
+
+
+def _paired(task: str, metric: str, expected: _Items, found: _Items, one_sample: bool) -> PairedMetric:
     where = f"{metric} of {task}"
     for items, others, who in ((expected, found, "candidate"), (found, expected, "reference")):
         if missing := sorted(items.keys() - others.keys()):
@@ -117,7 +146,6 @@ def _paired(task: str, metric: str, expected: _Items, found: _Items) -> PairedMe
                 "score both on the same items"
             )
     order = sorted(expected)
-    one_sample = metric in ONE_SAMPLE_METRICS
     for item in order:
         old, new = expected[item], found[item]
         if old.item_hash != new.item_hash:

@@ -1,21 +1,26 @@
 """How many items a verdict needs, before anything runs.
 
-Accuracy: the power of Tango's test for a candidate that is truly equal, by summing the trinomial over every
+Accuracy: the power of the gate's score test for a candidate that is truly equal, by summing the trinomial over every
 outcome: exact for independent items, neither simulated nor a normal approximation. With `discordance` 5 %,
 alpha 5 % and power 80 % that is 3,133 items for a margin of 1 point and 819 for 2 points; 4,887 and 1,260
-where three tasks must pass jointly. Perplexity and KL: the noncentral t distribution of the section means,
-with the spread given. All metrics must pass, so their powers multiply (they are taken as independent; the
-two text metrics are not, which errs on the safe side).
+where three tasks must pass jointly. A sequential plan's power and expected items come from the walk that its
+levels were computed with, its drift set so that one look has the exact power. Perplexity and KL: the
+noncentral t distribution of the section means, with the spread given. All metrics must pass, so their powers multiply
+(they are taken as independent; the two text metrics are not, which errs on the safe side).
 """
 
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
-from configs.quality import Margins
-from tasks.quality.intervals import MIN_TEXT_CLUSTERS, tango_statistic
+from configs.quality import Margins, SequentialSettings
+from tasks.quality.confidence_sequence import critical_statistics
+from tasks.quality.intervals import MIN_TEXT_CLUSTERS, lognormal_skewness, unskewed
+from tasks.quality.paired_proportions import score_statistic
+from tasks.quality.sequential import crossing, spending_levels
 from tasks.store.record import Record
 
 SECTION_SPREAD_NATS = 0.03
@@ -26,6 +31,8 @@ On sections of 230 tokens it was about 0.16 x sqrt(KL): 0.022 where KL is 0.02 n
 
 KL_SPREAD_FRACTION = 0.8
 """Standard deviation of the KL of sections, a fraction of their mean; 0.5 to 0.6 was measured."""
+
+ONE_LOOK = SequentialSettings(kind="none")
 
 UNDECIDABLE_POWER = 0.5
 """A plan that would not pass even an equal candidate in half of all runs is refused."""
@@ -49,6 +56,7 @@ class MetricPlan(Record):
         alpha: one-sided level, after the division by the number of tries.
         chosen: samples that the config allows.
         power: chance that the metric passes with them.
+        expected: samples that an equal candidate is judged on, on average; `chosen` where there is one look.
         needed: samples for the wanted power of this metric alone; None above one million.
         needed_jointly: samples for the wanted power of all metrics together; None above one million.
         smallest_margin: smallest margin that `chosen` passes with the joint power; None for KL, where power
@@ -62,9 +70,26 @@ class MetricPlan(Record):
     alpha: float
     chosen: int
     power: float
+    expected: float
     needed: int | None
     needed_jointly: int | None
     smallest_margin: float | None
+
+
+class Performance(Record):
+    """What a test does with a candidate that is truly equal.
+
+    Attributes:
+        power: chance of a PASS.
+        expected: samples judged until it stops, on average.
+    """
+
+    power: float
+    expected: float
+
+
+Measure = Callable[[int, float], Performance]
+"""From a number of samples and a margin."""
 
 
 def plan_items(
@@ -77,6 +102,7 @@ def plan_items(
     tasks: Sequence[str],
     items: int,
     sections: int,
+    sequential: SequentialSettings = ONE_LOOK,
     design_effect: float = 1.0,
     section_spread_nats: float = SECTION_SPREAD_NATS,
     kl_spread_fraction: float = KL_SPREAD_FRACTION,
@@ -90,37 +116,35 @@ def plan_items(
         power: wanted chance that an equal candidate passes on all metrics.
         discordance: expected share of items whose answer changes.
         tasks: names of the accuracy tasks.
-        items: items a task that may be drawn in all (the limit).
+        items: items a task that may be drawn in all.
         sections: sections of text.
+        sequential: the looks at a task's items; one look by default.
         design_effect: variance of clustered over independent items; 1 where items share nothing.
         section_spread_nats: expected standard deviation between sections of the change in NLL a token.
         kl_spread_fraction: expected standard deviation of the KL of sections over its mean.
     """
     level = alpha / tries
-    metrics = (
-        (margins.perplexity_fraction is not None) + (margins.kl_nats is not None)
-        + (len(tasks) if margins.accuracy is not None else 0)
-    )  # fmt: skip
-    joint = power ** (1 / max(metrics, 1))
+    growth, nats, points = margins.perplexity_fraction, margins.kl_nats, margins.accuracy
+    count = (growth is not None) + (nats is not None) + (len(tasks) if points is not None else 0)
+    joint = power ** (1 / max(count, 1))
+
+    def perplexity(n: int, margin: float) -> Performance:
+        return text_power(n, math.log1p(margin) / section_spread_nats, level)
+
+    def divergence(n: int, margin: float) -> Performance:
+        return text_power(n, 1 / kl_spread_fraction, level, lognormal_skewness(kl_spread_fraction))
+
+    def accuracy(n: int, margin: float) -> Performance:
+        return accuracy_performance(n, margin, discordance, level, sequential, design_effect)
+
     plans = []
-    if (growth := margins.perplexity_fraction) is not None:
-
-        def perplexity(n: int, margin: float) -> float:
-            return text_power(n, math.log1p(margin) / section_spread_nats, level)
-
-        plans.append(_plan("text", "perplexity", growth, level, sections, perplexity, power, joint))
-    if (nats := margins.kl_nats) is not None:
-
-        def divergence(n: int, margin: float) -> float:
-            return text_power(n, 1 / kl_spread_fraction, level)
-
-        plans.append(_plan("text", "kl", nats, level, sections, divergence, power, joint))
-    if (points := margins.accuracy) is not None:
-
-        def accuracy(n: int, margin: float) -> float:
-            return accuracy_power(n, margin, discordance, level, design_effect)
-
-        plans += [_plan(task, "accuracy", points, level, items, accuracy, power, joint) for task in tasks]
+    if growth is not None:
+        plans.append(_plan("perplexity", growth, sections, perplexity, level, power, joint))
+    if nats is not None:
+        plans.append(_plan("kl", nats, sections, divergence, level, power, joint))
+    if points is not None and tasks:
+        each = _plan("accuracy", points, items, accuracy, level, power, joint)
+        plans += [each.model_copy(update={"task": task}) for task in tasks]
     return tuple(plans)
 
 
@@ -152,7 +176,7 @@ def refuse_undecidable(plans: Sequence[MetricPlan]) -> None:
 def accuracy_power(
     items: int, margin: float, discordance: float, alpha: float, design_effect: float = 1.0, loss: float = 0.0
 ) -> float:
-    """Exact chance that Tango's test passes a candidate whose true loss of accuracy is `loss`.
+    """Exact chance that the gate's score test passes a candidate whose true loss of accuracy is `loss`.
 
     Sums the trinomial of (lost, gained, unchanged) over all outcomes within 8 standard deviations; a design
     effect shrinks the number of items first. With `loss` equal to `margin` this is the size of the test.
@@ -165,42 +189,80 @@ def accuracy_power(
     lost = np.floor(changed * share_lost)[:, None] + np.arange(-half, half + 1)[None, :]
     gained = changed[:, None] - lost
     possible = (lost >= 0) & (gained >= 0)
-    passed = tango_statistic(lost.clip(0), gained.clip(0), n, margin) < -stats.norm.isf(alpha)
+    passed = score_statistic(lost.clip(0), gained.clip(0), n, margin) < -stats.norm.isf(alpha)
     chance = stats.binom.pmf(changed, n, discordance)[:, None] * stats.binom.pmf(
         lost, changed[:, None], share_lost
     )
     return float(chance[possible & passed].sum())
 
 
-def text_power(sections: int, gap_in_spreads: float, alpha: float) -> float:
-    """Chance that a t limit lies below a margin that is `gap_in_spreads` deviations off the truth."""
+def accuracy_performance(
+    items: int,
+    margin: float,
+    discordance: float,
+    alpha: float,
+    sequential: SequentialSettings,
+    design_effect: float = 1.0,
+) -> Performance:
+    """Power and expected items of a plan with `items` in all, for an equal candidate."""
+    once = accuracy_power(items, margin, discordance, alpha, design_effect)
+    if sequential.kind == "none":
+        return Performance(power=once, expected=items)
+    independent = items / design_effect
+    fractions = tuple((look + 1) / sequential.looks for look in range(sequential.looks))
+    drift = margin * math.sqrt(independent / discordance)
+    if sequential.kind == "confidence-sequence":
+        critical = critical_statistics(np.multiply(fractions, independent), margin, discordance, alpha)
+    else:
+        critical = stats.norm.isf(spending_levels(fractions, alpha))
+        if 1e-9 < once < 1 - 1e-9:
+            drift = float(stats.norm.isf(alpha) + stats.norm.ppf(once))
+    found = crossing(fractions, critical.tolist(), drift, sequential.futility_power)
+    ended = np.add(found.passed, found.stopped)
+    ended[-1] = 1 - ended[:-1].sum()
+    return Performance(power=sum(found.passed), expected=float(items * (ended * fractions).sum()))
+
+
+def text_power(sections: int, gap_in_spreads: float, alpha: float, skewness: ArrayLike = 0.0) -> Performance:
+    """One look at a limit that should lie below a margin `gap_in_spreads` deviations off the truth.
+
+    Args:
+        sections: clusters of the text.
+        gap_in_spreads: margin minus truth, in standard deviations of a section.
+        alpha: one-sided level.
+        skewness: that the limit allows for, of a section.
+    """
     if sections < MIN_TEXT_CLUSTERS:
-        return 0.0
-    quantile = stats.t.isf(alpha, sections - 1)
-    return float(stats.nct.sf(quantile, sections - 1, gap_in_spreads * math.sqrt(sections)))
+        return Performance(power=0.0, expected=sections)
+    quantile = -unskewed(-stats.t.isf(alpha, sections - 1), np.divide(skewness, math.sqrt(sections)))
+    chance = stats.nct.sf(quantile, sections - 1, gap_in_spreads * math.sqrt(sections))
+    return Performance(power=float(chance), expected=sections)
 
 
 def _plan(
-    task: str,
     metric: str,
     margin: float,
-    alpha: float,
     chosen: int,
-    power_at: Callable[[int, float], float],
+    measure: Measure,
+    alpha: float,
     power: float,
     joint: float,
 ) -> MetricPlan:
+    now = measure(chosen, margin)
     return MetricPlan(
-        task=task,
+        task="text",
         metric=metric,
         unit="items" if metric == "accuracy" else "sections",
         margin=margin,
         alpha=alpha,
         chosen=chosen,
-        power=power_at(chosen, margin),
-        needed=_smallest_number(lambda n: power_at(n, margin), power),
-        needed_jointly=_smallest_number(lambda n: power_at(n, margin), joint),
-        smallest_margin=None if metric == "kl" else _smallest_margin(lambda m: power_at(chosen, m), joint),
+        power=now.power,
+        expected=now.expected,
+        needed=_smallest_number(lambda n: measure(n, margin).power, power),
+        needed_jointly=_smallest_number(lambda n: measure(n, margin).power, joint),
+        smallest_margin=None
+        if metric == "kl"
+        else _smallest_margin(lambda m: measure(chosen, m).power, joint),
     )
 
 

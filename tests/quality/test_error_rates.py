@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from tasks.quality.gate import metric_verdict
-from tasks.quality.intervals import tango_limits
+from tasks.quality.metric_test import metric_verdict
+from tasks.quality.paired_proportions import tango_limits
 from tasks.quality.pairing import PairedMetric
 
 ITEMS = 600

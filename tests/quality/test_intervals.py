@@ -15,11 +15,16 @@ from tasks.quality.intervals import (
     accuracy_interval,
     accuracy_limits,
     jackknife_ratio,
+    lognormal_skewness,
     ratio_interval,
-    tango_limits,
-    tango_statistic,
     text_interval,
     text_limits,
+)
+from tasks.quality.paired_proportions import (
+    score_limits,
+    score_statistic,
+    tango_limits,
+    tango_statistic,
 )
 
 TRIALS = 4000
@@ -93,27 +98,74 @@ def test_swapping_roles_mirrors_the_interval_and_it_holds_the_estimate(table, al
     assert high > low
 
 
+def test_the_corrected_statistic_solves_the_cornish_fisher_equation_with_brute_force_moments():
+    lost, gained, items, loss = 30, 12, 600, 0.01
+    plain = float(tango_statistic(lost, gained, items, loss))
+    gain = (((lost - gained) / items - loss) / plain) ** 2 * items  # variance of one item, from the statistic
+    gain = (gain + loss**2 - loss) / 2
+    outcomes, chances = np.array([1, -1, 0]), np.array([gain + loss, gain, 1 - 2 * gain - loss])
+    third, second = ((outcomes - loss) ** np.array([[3], [2]]) * chances).sum(1)
+    a = third / second**1.5 / np.sqrt(items) / 6
+    z = np.roots([a, 1, -(a + plain)])
+    corrected = z[np.argmin(np.abs(z - plain))]
+    found = float(score_statistic(lost, gained, items, loss))
+    assert found == pytest.approx(min(plain, corrected, key=abs))
+    assert found < plain
+
+
+@given(counts, st.floats(0.001, 0.4))
+def test_the_gates_limits_are_mirrored_and_never_inside_tangos(table, alpha):
+    lost, gained, items = table
+    z = stats.norm.isf(alpha)
+    low, high = score_limits(lost, gained, items, z)
+    assert score_limits(gained, lost, items, z) == (-high, -low)
+    plain = tango_limits(lost, gained, items, alpha)
+    assert low <= plain[0] + 1e-9
+    assert high >= plain[1] - 1e-9
+
+
 @pytest.mark.parametrize("items", [400, 1000])
 @pytest.mark.parametrize("discordance", [0.05, 0.15])
 @pytest.mark.parametrize("loss", [0.0, 0.03])
-def test_tango_covers(items, discordance, loss):
+def test_the_score_interval_covers(items, discordance, loss):
     rng = np.random.default_rng(7)
     chances = [(discordance + loss) / 2, (discordance - loss) / 2, 1 - discordance]
     lost, gained, _ = rng.multinomial(items, chances, size=10_000).T
-    low, high = tango_limits(lost, gained, items, 0.025)
+    low, high = score_limits(lost, gained, items, stats.norm.isf(0.025))
     assert ((low <= loss) & (loss <= high)).mean() >= 0.94
 
 
-def test_clusters_of_one_item_are_plain_tango_and_clusters_widen_it():
+@pytest.mark.parametrize(
+    ("items", "discordance", "loss"), [(600, 0.05, 0.03), (1000, 0.02, 0.01), (600, 0.035, 0.03)]
+)
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 3, 0.05 / 18])
+def test_the_exact_chance_that_the_lower_limit_lies_above_the_truth(items, discordance, loss, alpha):
+    """Summed over the trinomial. Tango's own lower limit is what the correction is for."""
+    lost, gained = np.arange(110)[:, None], np.arange(110)[None, :]
+    chances = stats.binom.pmf(lost + gained, items, discordance) * stats.binom.pmf(
+        lost, lost + gained, (discordance + loss) / (2 * discordance)
+    )
+    z = stats.norm.isf(alpha)
+    corrected = chances[score_statistic(lost, gained, items, loss) > z].sum()
+    plain = chances[tango_statistic(lost, gained, items, loss) > z].sum()
+    assert corrected <= 1.07 * alpha
+    assert plain > 1.04 * alpha
+    assert corrected <= plain
+
+
+def test_clusters_of_one_item_are_the_score_interval_and_clusters_widen_it():
     rng = np.random.default_rng(3)
     template_changes = rng.choice([-1, 0, 1], p=[0.02, 0.94, 0.04], size=100)
     losses = np.repeat(template_changes, 6)
     single = accuracy_interval(losses, np.arange(600), alpha=0.05)
     clustered = accuracy_interval(losses, np.repeat(np.arange(100), 6), alpha=0.05)
-    low, high = tango_limits((losses > 0).sum(), (losses < 0).sum(), 600, 0.05)
+    low, high = score_limits((losses > 0).sum(), (losses < 0).sum(), 600, stats.norm.isf(0.05))
     assert (single.low, single.high) == (float(low), float(high))
-    # items that always change together are worth their 100 templates, no more
-    low, high = tango_limits((template_changes > 0).sum(), (template_changes < 0).sum(), 100, 0.05)
+    # items that always change together are worth their 100 templates, no more, and the few that changed are
+    # all that the variance was seen on
+    changed = np.count_nonzero(template_changes)
+    quantile = stats.t.isf(0.05, changed - 1)
+    low, high = score_limits((template_changes > 0).sum(), (template_changes < 0).sum(), 100, quantile)
     assert (clustered.low, clustered.high) == pytest.approx((float(low), float(high)), abs=2e-3)
 
 
@@ -124,10 +176,12 @@ def clustered_counts(rng, correlation, size, clusters, chances, trials):
     return counted[..., 0], counted[..., 1], np.full((trials, clusters), float(size))
 
 
-@pytest.mark.parametrize(("clusters", "size", "most"), [(60, 10, 0.062), (200, 3, 0.055)])
-def test_a_clustered_loss_at_the_margin_is_accepted_about_alpha_often(clusters, size, most):
-    rng = np.random.default_rng(11)
-    lost, gained, items = clustered_counts(rng, 0.05, size, clusters, [0.04, 0.01, 0.95], TRIALS)
+@pytest.mark.parametrize("chances", [[0.04, 0.01, 0.95], [0.0299, 0.0001, 0.97]], ids=["both", "one way"])
+@pytest.mark.parametrize(("clusters", "size"), [(60, 10), (200, 3)])
+@pytest.mark.parametrize("correlation", [0.05, 0.15])
+def test_a_clustered_loss_at_the_margin_is_accepted_at_most_alpha_often(clusters, size, chances, correlation):
+    rng, most = np.random.default_rng(11), 0.055 + 2 * np.sqrt(0.05 * 0.95 / TRIALS)
+    lost, gained, items = clustered_counts(rng, correlation, size, clusters, chances, TRIALS)
     low, high = accuracy_limits(lost, gained, items, 0.05)
     assert (high < 0.03).mean() <= most
     assert (low > 0.03).mean() <= most
@@ -150,8 +204,28 @@ def test_jackknife_is_hc3_of_the_weighted_regression_and_a_t_interval_at_equal_w
     assert ratio == pytest.approx(fit.params[0])
     assert error == pytest.approx(fit.bse[0] * np.sqrt(79 / 80))
 
-    interval = text_interval(values, np.ones(80), np.arange(80), alpha=0.05)
-    assert (interval.low, interval.high) == pytest.approx(DescrStatsW(values).tconfint_mean(0.1))
+    even = np.concatenate([values, -values])  # no skewness to correct
+    interval = text_interval(even, np.ones(160), np.arange(160), alpha=0.05)
+    assert (interval.low, interval.high) == pytest.approx(DescrStatsW(even).tconfint_mean(0.1))
+
+
+@given(st.integers(0, 2**32), st.floats(0.005, 0.2))
+def test_swapping_roles_mirrors_the_interval_of_a_text(seed, alpha):
+    rng = np.random.default_rng(seed)
+    values, weights = rng.gamma(1, 1, 64) - 0.7, rng.integers(50, 300, 64).astype(float)
+    low, high = text_limits(values, weights, alpha, skewed=False)
+    mirrored = text_limits(-values, weights, alpha, skewed=False)
+    assert (-mirrored[1], -mirrored[0]) == pytest.approx((low, high), abs=1e-15)
+    ratio, error, _ = jackknife_ratio(values, weights)
+    quantile = stats.t.isf(alpha, 63)
+    assert low <= ratio - quantile * error + 1e-12
+    assert high >= ratio + quantile * error - 1e-12
+
+
+def test_lognormal_skewness_is_that_of_scipy():
+    sigma = 0.6
+    mean, variance, skewness = stats.lognorm.stats(sigma, moments="mvs")
+    assert lognormal_skewness(np.sqrt(variance) / mean) == pytest.approx(float(skewness))
 
 
 def test_text_sections_of_one_topic_are_one_cluster():
@@ -169,30 +243,44 @@ def test_too_little_text_is_refused():
         text_interval(np.ones(120), np.ones(120), np.arange(120) % 59, alpha=0.05)
 
 
+def lognormal(rng, spread, shape):
+    sigma = np.sqrt(np.log(1 + spread**2))
+    return rng.lognormal(-(sigma**2) / 2, sigma, shape)
+
+
 @pytest.mark.parametrize(
     ("draw", "skewed", "most"),
     [
         (lambda rng, shape: rng.normal(1, 1, shape), False, 0.055),
-        (lambda rng, shape: 1 + rng.standard_t(4, shape), False, 0.055),
-        (lambda rng, shape: rng.gamma(1 / 0.6**2, 0.6**2, shape), True, 0.06),
+        (lambda rng, shape: 1 + rng.standard_t(3, shape), False, 0.055),
+        (lambda rng, shape: rng.gamma(1 / 0.5**2, 0.5**2, shape), True, 0.055),
+        (lambda rng, shape: rng.gamma(1 / 0.9**2, 0.9**2, shape), True, 0.055),
+        (lambda rng, shape: lognormal(rng, 0.5, shape), True, 0.055),
+        (lambda rng, shape: lognormal(rng, 0.9, shape), True, 0.055),
     ],
-    ids=["normal", "heavy-tailed", "divergence"],
+    ids=["normal", "heavy-tailed", "gamma 0.5", "gamma 0.9", "lognormal 0.5", "lognormal 0.9"],
 )
-def test_text_limits_hold_their_level(draw, skewed, most):
+def test_text_limits_hold_their_level_and_cover(draw, skewed, most):
     rng = np.random.default_rng(2)
-    weights = rng.integers(130, 300, (20_000, 64)).astype(float)
-    low, high = text_limits(draw(rng, weights.shape) * weights, weights, 0.05, skewed=skewed)
+    weights = rng.integers(60, 300, (20_000, 60)).astype(float)
+    values = draw(rng, weights.shape) * weights
+    low, high = text_limits(values, weights, 0.05, skewed=skewed)
     assert (high < 1).mean() <= most
     assert (low > 1).mean() <= most
+    low, high = text_limits(values, weights, 0.025, skewed=skewed)
+    assert ((low <= 1) & (high >= 1)).mean() >= 0.94
 
 
 def test_skewness_correction_is_what_keeps_a_divergence_from_passing_too_often():
     rng = np.random.default_rng(2)
-    values = rng.gamma(1, 1, (20_000, 64))
-    plain = text_limits(values, np.ones_like(values), 0.05, skewed=False)[1]
+    values = lognormal(rng, 0.9, (20_000, 60))
+    ratio, error, _ = jackknife_ratio(values, np.ones_like(values))
+    plain = ratio + stats.t.isf(0.05, 59) * error
+    as_a_change = text_limits(values, np.ones_like(values), 0.05, skewed=False)[1]
     corrected = text_limits(values, np.ones_like(values), 0.05, skewed=True)[1]
-    assert (plain < 1).mean() > 0.075
-    assert (corrected < 1).mean() < 0.06
+    assert (plain < 1).mean() > 0.09
+    assert (as_a_change < 1).mean() > 0.06
+    assert (corrected < 1).mean() <= 0.055
 
 
 def test_speed_interval_is_the_t_interval_of_the_log_ratios():

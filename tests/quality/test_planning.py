@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from configs.quality import Margins, QualitySettings
-from tasks.quality.intervals import tango_limits
+from tasks.quality.paired_proportions import tango_limits
 from tasks.quality.planning import (
     PlanError,
     accuracy_power,
@@ -50,7 +50,7 @@ def test_power_of_a_text_metric_is_that_of_a_t_test():
     rng = np.random.default_rng(1)
     sections = rng.normal(0, 1, (20_000, 64))
     high = sections.mean(-1) + stats.t.isf(0.05, 63) * stats.sem(sections, axis=-1)
-    assert text_power(64, 0.35, 0.05) == pytest.approx((high < 0.35).mean(), abs=0.01)
+    assert text_power(64, 0.35, 0.05).power == pytest.approx((high < 0.35).mean(), abs=0.01)
 
 
 def test_shipped_settings_can_decide_and_show_what_they_lack():
@@ -62,7 +62,7 @@ def test_shipped_settings_can_decide_and_show_what_they_lack():
         power=quality.power,
         discordance=quality.discordance,
         tasks=quality.tasks.names,
-        items=quality.tasks.limit or quality.tasks.items,
+        items=quality.tasks.items,
         sections=quality.text.gate_sections,
     )
     refuse_undecidable(plans)
