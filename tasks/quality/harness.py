@@ -10,8 +10,10 @@ import logging
 import os
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -30,53 +32,58 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from yaml import YAMLError
 
-from tasks.engines.protocol import Engine, GenerationRequest, ScoreRequest
-from tasks.quality.item_rows import item_samples
+from tasks.engines.protocol import Engine, EngineError, ScoreRequest
+from tasks.quality.engine_answers import EngineAnswers
+from tasks.quality.few_shot import seed_examples
+from tasks.quality.item_notes import item_note
+from tasks.quality.item_rows import item_hash, item_samples
 from tasks.quality.quality_error import QualityError
-from tasks.quality.samples import Sample
-from tasks.quality.score_log import ScoreLog, request_key
-from tasks.quality.shared_context import score_likelihoods
+from tasks.quality.samples import ItemNote, Sample
+from tasks.quality.score_log import ScoreLog
+from tasks.quality.task_items import check_fields, check_ids
 from tasks.quality.tokenizer import TextTokenizer
 
-FEWSHOT_SEED = 1234  # lm-eval's own default, so that few-shot prompts are those of its published figures
 # What lm-eval lets through when it builds a task from a broken definition or from data that does not fit it.
 TASK_FAULTS = (TemplateError, ValueError, LookupError, TypeError, AttributeError, OSError)
 FIELD_SETTINGS = ("doc_to_text", "doc_to_choice", "doc_to_target")
-DEFAULT_NEW_TOKENS = 256  # lm-eval's, for tasks that set no max_gen_toks
 
 
 class EngineLM(TemplateLM):  # type: ignore[misc]
-    """An engine as an lm-eval model. Encodes like lm-eval's `hf` model; a longer text loses its beginning."""
+    """An engine as an lm-eval model; encodes like lm-eval's `hf` model."""
 
-    def __init__(self, engine: Engine, tokenizer: TextTokenizer, max_tokens: int, log: ScoreLog) -> None:
+    def __init__(self, answers: EngineAnswers) -> None:
         super().__init__()
-        self._engine, self._text, self._max_tokens, self._log = engine, tokenizer, max_tokens, log
+        self._answers, self._items = answers, [0]
 
     @property
     def eot_token_id(self) -> int:
         """The end-of-text token."""
-        return self._text.eos_id
+        return self._answers.text.eos_id
 
     @property
     def prefix_token_id(self) -> int:
         """What stands before a text without context."""
-        return self._text.prefix_id
+        return self._answers.text.prefix_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Text to tokens."""
-        return self._text.encode(string, add_special_tokens)
+        return self._answers.text.encode(string, add_special_tokens)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Log-likelihood of continuations, and whether they are greedy; without a progress bar."""
+        self._items = [request.doc_id for request in requests]
         result: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
         return result
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        return self._score([self._request(context, targets) for _, context, targets in requests])
+        asked = [self._answers.request(context, targets) for _, context, targets in requests]
+        return self._answers.likelihoods(asked, self._items)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, in disjoint windows of the model's context."""
@@ -85,58 +92,132 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
             rolled = get_rolling_token_windows(
                 token_list=self.tok_encode(text),
                 prefix_token=self.prefix_token_id,
-                max_seq_len=self._max_tokens,
+                max_seq_len=self._answers.max_tokens,
                 context_len=1,
             )
-            windows.append([self._request(*make_disjoint_window(window)) for window in rolled])
-        scores = iter(self._score([request for group in windows for request in group]))
+            windows.append([self._answers.request(*make_disjoint_window(window)) for window in rolled])
+        items = [r.doc_id for r, group in zip(requests, windows, strict=True) for _ in group]
+        scores = iter(self._answers.likelihoods([r for group in windows for r in group], items))
         return [sum(next(scores)[0] for _ in group) for group in windows]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Greedy completions, cut at the first stop string."""
-        asked = [self._generation(*request.args) for request in requests]
-        keys = [request_key("generate", r.prompt, r.max_new_tokens) for r, _ in asked]
-        missing = {
-            key: request for key, (request, _) in zip(keys, asked, strict=True) if self._log.get(key) is None
-        }
-        todo = sorted(missing.items(), key=lambda pair: (pair[1].max_new_tokens, len(pair[1].prompt)))
-        step = 4 * self._engine.settings.scheduler.max_num_seqs  # what a kill may lose
-        for start in range(0, len(todo), step):
-            batch = todo[start : start + step]
-            for (key, _), done in zip(batch, self._engine.generate([r for _, r in batch]), strict=True):
-                self._log.put(key, list(done.tokens))
-        return [self._cut(key, until) for key, (_, until) in zip(keys, asked, strict=True)]
+        prompts, settings = zip(*(request.args for request in requests), strict=True)
+        return self._answers.completions(prompts, settings, [request.doc_id for request in requests])
 
-    def _request(self, context: Sequence[int], targets: Sequence[int]) -> ScoreRequest:
-        """At most max_tokens tokens are fed: the last target is never an input."""
-        if not targets or len(targets) > self._max_tokens:
-            raise QualityError(
-                f"a continuation has {len(targets)} tokens; this model takes 1 to {self._max_tokens}"
+
+@dataclass(frozen=True)
+class Scored:
+    """What one model made of some items: the samples, and the items in readable form."""
+
+    rows: tuple[Sample, ...]
+    notes: tuple[ItemNote, ...]
+
+
+class TaskSet:
+    """Tasks loaded once and asked several times: of two models, and of growing numbers of items.
+
+    The items of a task stand in one permutation drawn by the seed; n items are its first n, so more items
+    extend fewer. The examples of a few-shot prompt depend on the seed and the item alone, so that an item is
+    asked with the same words whatever is asked beside it.
+
+    Attributes:
+        names: the loaded tasks; a group or tag stands here as its tasks.
+    """
+
+    def __init__(self, names: Sequence[str], *, include: Path | None, seed: int) -> None:
+        """Load tasks.
+
+        Args:
+            names: tasks, groups or tags as lm-eval names them.
+            include: folder of task YAMLs; None: lm-eval's own tasks, whose data come from the hub.
+            seed: of the order of the items.
+
+        Raises:
+            QualityError: a task that is unknown, cannot be built or had, has no items, or has an id twice.
+        """
+        with _quiet():
+            self._tasks = _load(names, include)
+        self.names = tuple(self._tasks)
+        self._order: dict[str, list[int]] = {}
+        for name, task in self._tasks.items():
+            docs = task.eval_docs
+            check_ids(name, docs["id"] if "id" in docs.column_names else ())
+            order = list(range(len(docs)))
+            random.Random(f"{seed}:{name}").shuffle(order)
+            self._order[name] = order
+
+    def size(self, name: str) -> int:
+        """Number of items of a task.
+
+        Raises:
+            QualityError: the set has no such task.
+        """
+        if name not in self._order:
+            raise QualityError(f"no task {name} in the set; it has {', '.join(self.names)}")
+        return len(self._order[name])
+
+    def score(
+        self,
+        engine: Engine,
+        tokenizer: TextTokenizer,
+        items: Mapping[str, int],
+        *,
+        max_tokens: int,
+        partial: Path | None = None,
+    ) -> Scored:
+        """Score the first items of tasks.
+
+        Args:
+            engine: scores the tokens.
+            tokenizer: of the artifact the engine serves.
+            items: task to number of items; a task with fewer is scored whole.
+            max_tokens: the model's context.
+            partial: where answers are kept as they come; one file for one candidate.
+
+        Raises:
+            QualityError: an unknown task, a missing field, a score that is not finite; the message says where.
+            EngineError: the engine failed; the message says on which task.
+        """
+        rows: list[Sample] = []
+        notes: list[ItemNote] = []
+        with _quiet(), ScoreLog(partial) as log:
+            for name, count in items.items():
+                chosen = sorted(self._order[name][: max(1, count)]) if self.size(name) else []
+                answers = EngineAnswers(engine, tokenizer, max_tokens, log)
+                found = self._score_task(name, chosen, answers)
+                rows += found.rows
+                notes += found.notes
+        return Scored(tuple(rows), tuple(notes))
+
+    def _score_task(self, name: str, chosen: list[int], answers: EngineAnswers) -> Scored:
+        """`chosen` ascends: lm-eval labels the documents wrongly in any other order."""
+        task = self._tasks[name]
+        settings = [task.get_config(setting) for setting in FIELD_SETTINGS]
+        check_fields(name, zip(chosen, task.eval_docs.select(chosen), strict=True), settings)
+        try:
+            result = evaluate(
+                EngineLM(answers),
+                {"tasks": {name: task}, "groups": {}},
+                samples={name: chosen},
+                bootstrap_iters=0,
+                log_samples=True,
             )
-        kept = context[-(self._max_tokens + 1 - len(targets)) :]
-        return ScoreRequest(tuple(kept), tuple(targets))
-
-    def _score(self, requests: list[ScoreRequest]) -> list[tuple[float, bool]]:
-        keys = {request: request_key("score", request.context, request.targets) for request in requests}
-        missing = [request for request, key in keys.items() if self._log.get(key) is None]
-        for found in score_likelihoods(self._engine, missing):
-            self._log.put(keys[found.request], [found.logprob, found.is_greedy])
-        return [(float(a[0]), bool(a[1])) for a in (self._log.get(keys[r]) for r in requests)]  # type: ignore[index]
-
-    def _generation(self, context: str, settings: dict[str, Any]) -> tuple[GenerationRequest, list[str]]:
-        if settings.get("do_sample") and settings.get("temperature", 1.0):
-            raise QualityError(f"generation_kwargs {settings} samples; only greedy decoding is reproducible")
-        until = settings.get("until") or []
-        new_tokens = int(settings.get("max_gen_toks", DEFAULT_NEW_TOKENS))
-        prompt = self.tok_encode(context)[-max(1, self._max_tokens - new_tokens) :]
-        stops = [until] if isinstance(until, str) else list(until)
-        return GenerationRequest(tuple(prompt or [self.prefix_token_id]), new_tokens), stops
-
-    def _cut(self, key: str, until: list[str]) -> str:
-        text = self._text.decode(self._log.get(key))  # type: ignore[arg-type]
-        for stop in filter(None, until):
-            text = text.split(stop)[0]
-        return text
+        except (TemplateError, KeyError) as error:
+            raise QualityError(f"task {name}: an item does not fit its YAML ({_one_line(error)})") from error
+        except (QualityError, EngineError) as error:
+            raise type(error)(f"task {name}: {_one_line(error)}") from error
+        if result is None:
+            raise QualityError(f"task {name}: lm-eval returned no results")
+        logged = result["samples"][name]
+        asked = {item: answers.asked(place) for place, item in enumerate(chosen)}
+        notes = {
+            sample["doc_id"]: item_note(
+                name, sample, item_hash(sample, asked[sample["doc_id"]]), _question(task, sample["doc"])
+            )
+            for sample in logged
+        }
+        return Scored(tuple(item_samples(name, logged, asked)), tuple(notes.values()))
 
 
 def run_tasks(
@@ -150,73 +231,59 @@ def run_tasks(
     max_tokens: int,
     partial: Path | None = None,
 ) -> list[Sample]:
-    """Score tasks and return one sample an item and metric.
-
-    Args:
-        engine: scores the tokens.
-        tokenizer: of the artifact the engine serves.
-        names: tasks as lm-eval names them.
-        include: folder of task YAMLs; None: lm-eval's own tasks.
-        items: items of each task, the first of one permutation drawn by `seed`: more items extend fewer.
-            Tasks with
-            fewer items are scored whole. None: all.
-        seed: of the permutation.
-        max_tokens: the model's context.
-        partial: where answers are kept as they come; one file for one candidate.
-
-    Raises:
-        QualityError: an unknown task, a task without items, a missing field, a score that is not finite.
-    """
-    with _quiet(), ScoreLog(partial) as log:
-        tasks = _load(names, include)
-        chosen = {name: _draw(name, task, items, seed) for name, task in tasks.items()}
-        lm = EngineLM(engine, tokenizer, max_tokens, log)
-        result = evaluate(
-            lm, {"tasks": tasks, "groups": {}}, samples=chosen, bootstrap_iters=0, log_samples=True
-        )
-    if result is None:
-        raise QualityError("lm-eval returned no results")
-    return [row for name in tasks for row in item_samples(name, result["samples"][name])]
+    """Load tasks and score `items` of each, None: all. The rest as in `TaskSet`."""
+    tasks = TaskSet(names, include=include, seed=seed)
+    counts = {name: items or tasks.size(name) for name in tasks.names}
+    return list(tasks.score(engine, tokenizer, counts, max_tokens=max_tokens, partial=partial).rows)
 
 
 def _load(names: Sequence[str], include: Path | None) -> dict[str, Task]:
     manager = TaskManager(include_path=str(include) if include else None, include_defaults=include is None)
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown:
-        where = include or "lm-eval's own tasks"
+        if include is not None:
+            _check_definitions(include)
+        near = get_close_matches(unknown[0], manager.all_tasks, n=3) or manager.all_tasks[:3]
         raise QualityError(
-            f"quality.tasks.names: no task {unknown[0]} in {where}; it has {manager.all_tasks[:8]}"
+            f"quality.tasks.names: no task {unknown[0]} in {include or 'lm-eval'}; nearest: {', '.join(near)}"
         )
     tasks: dict[str, Task] = {}
     for name in names:
         try:
             tasks |= manager.load([name])["tasks"]
+        except OSError as error:  # also every way in which the hub cannot be reached
+            raise QualityError(
+                f"task {name}: its data cannot be had ({_one_line(error)}); a task of the hub needs the network "
+                "once, or give quality.tasks.pack a folder that holds it"
+            ) from error
         except TASK_FAULTS as error:
             raise QualityError(
                 f"task {name} cannot be built: it has no items, or its items lack a field that its YAML "
-                f"names ({type(error).__name__}: {error})"
+                f"names ({_one_line(error)})"
             ) from error
     for task in tasks.values():
-        if task.get_config("num_fewshot") is None:
-            task.set_config(key="num_fewshot", value=0)
-        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        seed_examples(task)
     return tasks
 
 
-def _draw(name: str, task: Task, items: int | None, seed: int) -> list[int]:
-    """Document numbers, ascending: lm-eval labels the documents wrongly in any other order."""
-    count = len(task.eval_docs)
-    if count == 0:
-        raise QualityError(f"task {name} has no items")
-    order = list(range(count))
-    random.Random(f"{seed}:{name}").shuffle(order)
-    chosen = sorted(order[:items])
-    fields = [task.get_config(setting) for setting in FIELD_SETTINGS]
-    for item, doc in zip(chosen, task.eval_docs.select(chosen), strict=True):
-        for field in fields:
-            if isinstance(field, str) and field in doc and doc[field] is None:
-                raise QualityError(f"task {name}, item {item}: field {field!r} is missing")
-    return chosen
+def _check_definitions(folder: Path) -> None:
+    """lm-eval skips a YAML that it cannot parse without a word; whoever looks for its task must hear of it."""
+    for path in sorted(folder.rglob("*.yaml")):
+        try:
+            load_yaml(path, resolve_func=False)
+        except (YAMLError, ValueError, OSError) as error:
+            raise QualityError(f"{path}: not a task YAML ({_one_line(error)})") from error
+
+
+def _question(task: Task, doc: Any) -> str:
+    """The item's own text, without examples; empty where the task has none (a text to be read, a choice of contexts)."""
+    text = task.doc_to_text(doc)
+    return text if isinstance(text, str) else ""
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, QualityError | EngineError) else f"{type(error).__name__}: {text}"
 
 
 @contextmanager

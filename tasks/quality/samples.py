@@ -29,13 +29,38 @@ class Sample(Record):
     weight: float = 1.0
 
 
+class ItemNote(Record):
+    """One item for people to read: what was asked, what is right, what one model answered. Nothing is judged by it.
+
+    Attributes:
+        task: name of the task, or of the text.
+        item: as in `Sample`.
+        item_hash: as in `Sample`.
+        prompt: the question or the beginning of the text, shortened, on one line.
+        target: the right answer; empty where there is none (text).
+        answer: what the model chose or wrote; empty where it only read.
+        margin_nats: log-likelihood of the right answer minus that of the best wrong one (of the right one itself where
+            there is no other), a character where the task judges lengths apart; None where nothing is chosen.
+    """
+
+    task: str
+    item: str
+    item_hash: str
+    prompt: str
+    target: str = ""
+    answer: str = ""
+    margin_nats: float | None = None
+
+
 class Samples(Record):
     """All samples of one model on one set of items, with the digest of the item set they must be compared on.
 
     Attributes:
         items_digest: digest of (task, metric, item, item_hash) of all rows, sorted.
         rows: the samples, sorted by (task, metric, item).
+        notes: the items in readable form, where they were kept; no part of `items_digest`.
     """
 
     items_digest: str
     rows: tuple[Sample, ...]
+    notes: tuple[ItemNote, ...] = ()

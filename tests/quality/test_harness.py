@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,6 @@ from tasks.quality.score_log import ScoreLog
 from tasks.quality.tokenizer import TextTokenizer
 
 NAMES = ("keiryo_minimal_pairs", "keiryo_world_facts")
-DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 
 
 @pytest.fixture(scope="module")
@@ -78,40 +75,15 @@ def test_a_run_that_was_killed_asks_only_what_it_had_not_heard(run, tiny_engine,
     assert tiny_engine.requests_seen == seen
 
 
-def test_unknown_tasks_and_tasks_without_items_are_named(run, gate: Path, tmp_path: Path) -> None:
-    with pytest.raises(QualityError, match="no task keiryo_nothing in"):
-        run(2, names=("keiryo_nothing",))
-    for name in ("items.py", "keiryo_world_facts.yaml"):
-        (tmp_path / name).write_bytes((gate / name).read_bytes())
-    (tmp_path / "keiryo_world_facts.jsonl").write_text("")
-    with pytest.raises(QualityError, match="task keiryo_world_facts cannot be built: it has no items"):
-        run(2, names=("keiryo_world_facts",), include=tmp_path)
-
-
-def test_a_missing_field_is_named(run, gate: Path, tmp_path: Path) -> None:
-    for name in ("items.py", "keiryo_world_facts.yaml"):
-        (tmp_path / name).write_bytes((gate / name).read_bytes())
-    whole, torn = (
-        {"context": "Rome is in", "answer": 0, "choices": ["Italy", "Chad"]},
-        {"context": "Oslo is in"},
-    )
-    for rows, message in (
-        ([torn], "cannot be built: .*YAML names"),
-        ([whole, torn], "item 1: field 'choices'"),
-    ):
-        (tmp_path / "keiryo_world_facts.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        with pytest.raises(QualityError, match=f"task keiryo_world_facts.* {message}"):
-            run(2, names=("keiryo_world_facts",), include=tmp_path)
-
-
 @pytest.fixture
 def both(tiny_engine, tiny_checkpoint: Path):
     """(ours, lm-eval's hf model) over the same tiny weights."""
     from lm_eval.models.huggingface import HFLM
 
+    from tasks.quality.engine_answers import EngineAnswers
     from tasks.quality.harness import EngineLM
 
-    ours = EngineLM(tiny_engine, TextTokenizer(tiny_checkpoint), 256, ScoreLog(None))
+    ours = EngineLM(EngineAnswers(tiny_engine, TextTokenizer(tiny_checkpoint), 256, ScoreLog(None)))
     return ours, HFLM(pretrained=str(tiny_checkpoint), device="cpu", dtype="float32", batch_size=4)
 
 
@@ -157,25 +129,6 @@ def test_sampling_is_refused(both) -> None:
         both[0].generate_until(_instances("generate_until", [("a", {"do_sample": True, "temperature": 1.0})]))
 
 
-def test_tasks_beside_the_project(run, tmp_path: Path) -> None:
-    """Likelihood, choice, rolling and generation tasks written for lm-eval, not for us."""
-    script = DATA / "make_tasks.py"
-    if not script.is_file():
-        pytest.skip("no ../shared/data beside this checkout")
-    subprocess.run([sys.executable, str(script), str(tmp_path)], check=True, capture_output=True)
-    rows = run(3, names=("ext_lambada", "ext_piqa", "ext_ja_wiki"), include=tmp_path)
-    metrics = {(row.task, row.metric) for row in rows}
-    assert metrics == {
-        ("ext_lambada", "acc"), ("ext_lambada", "perplexity"), ("ext_piqa", "acc"), ("ext_piqa", "acc_norm"),
-        ("ext_ja_wiki", "byte_perplexity"), ("ext_ja_wiki", "bits_per_byte"),
-    }  # fmt: skip
-    assert len(rows) == 3 * len(metrics)
-    by_metric = {row.metric: row for row in rows if row.task == "ext_ja_wiki" and row.item == rows[-1].item}
-    nats, bits = by_metric["byte_perplexity"], by_metric["bits_per_byte"]
-    assert nats.value / bits.value == pytest.approx(0.6931, abs=1e-4)
-    assert nats.weight == bits.weight > 1
-
-
 @pytest.mark.model
 def test_the_demo_model_answers_as_under_lm_evals_hf_model(demo_checkpoint, torch_engine, gate: Path) -> None:
     from lm_eval.evaluator import simple_evaluate
@@ -197,10 +150,8 @@ def test_the_demo_model_answers_as_under_lm_evals_hf_model(demo_checkpoint, torc
         bootstrap_iters=0,
     )
     expected = {
-        (name, str(sample["doc_id"])): (sample["acc"], sample["doc_hash"])
-        for name in NAMES
-        for sample in theirs["samples"][name]
+        (name, str(sample["doc_id"])): sample["acc"] for name in NAMES for sample in theirs["samples"][name]
     }
-    assert {(row.task, row.item): (row.value, row.item_hash) for row in rows} == expected
+    assert {(row.task, row.item): row.value for row in rows} == expected
     right = sum(row.value for row in rows) / len(rows)
     assert 0.55 < right < 0.95  # signal: neither chance nor ceiling
