@@ -53,8 +53,7 @@ def draw_figures(evidence: Evidence) -> dict[str, str]:
     if evidence.ledger is not None and evidence.ledger.rows:
         figures["ledger-waterfall.svg"] = _svg("waterfall", 3.0, lambda f: _waterfall(f, evidence.ledger))
     if judged:
-        rows = sum(len(_metrics(result)) + 1 for result in judged)
-        figures["gate-forest.svg"] = _svg("forest", 0.9 + 0.27 * rows, lambda f: _forest(f, judged))
+        figures["gate-forest.svg"] = draw_forest(judged)
     if any(each.measurement is not None for each in tried):
         released = {result.proposal.name for result in evidence.results if result.kept and result.proposal}
         margin = evidence.config.quality.margins.kl_nats
@@ -64,6 +63,12 @@ def draw_figures(evidence: Evidence) -> dict[str, str]:
         figures["latency-percentiles.svg"] = _svg("latency", height, lambda f: _latency(f, measured))
         figures["memory-predicted.svg"] = _svg("memory", height, lambda f: _memory(f, measured))
     return figures
+
+
+def draw_forest(judged: Sequence[StageResult]) -> str:
+    """The intervals of judged stages against their margins, as SVG."""
+    rows = sum(len(_metrics(result)) + 1 for result in judged)
+    return _svg("forest", 0.9 + 0.27 * rows, lambda figure: _forest(figure, judged))
 
 
 def in_unit(metric: MetricVerdict, value: float) -> str:

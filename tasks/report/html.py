@@ -1,12 +1,14 @@
 """The report of a rollout: one HTML file that asks the network for nothing."""
 
 import math
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
 import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from tasks.quality.changed_most import ChangedItem
 from tasks.quality.verdict import MetricVerdict
 from tasks.release.evidence import Evidence
 from tasks.release.ledger import Ledger, LedgerRow
@@ -19,8 +21,18 @@ _MINUS = "\N{MINUS SIGN}"
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
 
-def render_report(evidence: Evidence, figures: dict[str, str] | None = None) -> str:
-    """The whole report. `figures` saves drawing them twice; every other text is escaped."""
+def render_report(
+    evidence: Evidence,
+    figures: dict[str, str] | None = None,
+    changed: Mapping[str, Sequence[ChangedItem]] | None = None,
+) -> str:
+    """The whole report; every text of it is escaped.
+
+    Args:
+        evidence: what happened.
+        figures: file name to SVG, to save drawing them twice.
+        changed: stage to the samples that changed most; a stage without any is left out.
+    """
     drawn = draw_figures(evidence) if figures is None else figures
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = page.from_string(files("tasks.report").joinpath("report.html.j2").read_text(encoding="utf-8"))
@@ -32,6 +44,9 @@ def render_report(evidence: Evidence, figures: dict[str, str] | None = None) -> 
         gates=[(r, [_metric_row(metric) for metric in r.gate.metrics]) for r in evidence.results if r.gate],
         quality=quality,
         drawn_confidence=f"{1 - 2 * quality.alpha / quality.tries:.1%}",
+        changed=[
+            (stage, [_changed_row(row) for row in rows]) for stage, rows in (changed or {}).items() if rows
+        ],
         ledger=evidence.ledger,
         ledger_rows=_ledger_rows(evidence.ledger) if evidence.ledger else [],
         candidates=[_candidate_rows(result) for result in evidence.results if result.candidates],
@@ -94,6 +109,18 @@ def _metric_row(metric: MetricVerdict) -> dict[str, str]:
         "clusters": f"{metric.clusters:,}",
         "needed": _NONE if metric.needed is None else f"{metric.needed:,}",
         "verdict": metric.verdict,
+    }
+
+
+def _changed_row(row: ChangedItem) -> dict[str, str]:
+    return {
+        "item": f"{row.task} {row.item}",
+        "change": row.change,
+        "nats": _NONE if row.change_nats is None else f"{row.change_nats:+.3f}",
+        "prompt": row.prompt,
+        "target": row.target,
+        "source": row.source,
+        "candidate": row.candidate,
     }
 
 

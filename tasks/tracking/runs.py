@@ -5,7 +5,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
@@ -13,13 +13,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from configs.schema import Config
+from tasks.quality.changed_most import ChangedItem
 from tasks.quality.samples import Samples
 from tasks.release.ledger import Ledger
 from tasks.release.metrics import candidate_metrics, merge, stage_metrics
 from tasks.release.stage_result import CandidateResult, StageResult
 from tasks.release.summary import RolloutSummary
-from tasks.tracking.parquet import write_samples
 from tasks.tracking.process import is_dead, this_process
+from tasks.tracking.stage_files import log_stage_files, read_changed, standalone, write_text
 from tasks.tracking.store import Tracking
 
 _PARENT = "mlflow.parentRunId"
@@ -58,7 +59,7 @@ def log_rollout_start(tracking: Tracking, config: Config, run_id: str | None = N
 def log_stage(
     tracking: Tracking, run_id: str, result: StageResult, samples: Mapping[str, Samples] | None = None
 ) -> str:
-    """Log a stage with its candidates and per-sample results; return the id of the stage's run.
+    """Log a stage with its candidates, per-sample results by role, and what it shows of them; return its run's id.
 
     Logging the same result again, as a rollout that is continued does, finds the run that is there. What a
     killed process had logged in part stays as a KILLED run.
@@ -85,9 +86,7 @@ def log_stage(
         _log_candidate(tracking, experiment, stage_run, candidate, result)
     _log_metrics(tracking, stage_run, stage_metrics(result))
     _log_samples_used(tracking, stage_run, samples or {})
-    with tempfile.TemporaryDirectory() as folder:
-        _write_stage_files(Path(folder), result, samples or {})
-        tracking.client.log_artifacts(stage_run, folder)
+    log_stage_files(tracking, stage_run, result, samples or {})
     tracking.client.set_terminated(stage_run, "FAILED" if result.verdict == "ERROR" else "FINISHED", ended_ms)
     return stage_run
 
@@ -111,13 +110,13 @@ def log_rollout_end(
     tracking.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        _write(root, "summary.json", summary.model_dump_json(indent=2))
-        _write(root, "environment.json", json.dumps(dict(environment), indent=2))
-        _write(root, "report.html", report_html)
+        write_text(root, "summary.json", summary.model_dump_json(indent=2))
+        write_text(root, "environment.json", json.dumps(dict(environment), indent=2))
+        write_text(root, "report.html", report_html)
         if ledger is not None:
-            _write(root, "ledger.json", ledger.model_dump_json(indent=2))
+            write_text(root, "ledger.json", ledger.model_dump_json(indent=2))
         for name, svg in figures.items():
-            _write(root / "figures", name, svg)
+            write_text(root / "figures", name, standalone(svg))
         tracking.client.log_artifacts(run_id, folder)
     tracking.client.set_terminated(run_id, "FAILED" if summary.verdict == "ERROR" else "FINISHED")
 
@@ -126,6 +125,17 @@ def log_rollout_stopped(tracking: Tracking, run_id: str, reason: str) -> None:
     """Close the parent run without a verdict: stopped or crashed, to be continued by `log_rollout_start`."""
     tracking.client.set_tag(run_id, "mlflow.note.content", f"Stopped without a verdict: {reason}")
     tracking.client.set_terminated(run_id, "KILLED")
+
+
+def load_changed(tracking: Tracking, run_id: str) -> dict[str, tuple[ChangedItem, ...]]:
+    """The samples that changed most, by stage of a rollout, where a stage judged any."""
+    experiment = tracking.client.get_run(run_id).info.experiment_id
+    found = {
+        run.data.tags["keiryo.stage"]: read_changed(tracking, run.info.run_id)
+        for run in children(tracking, experiment, run_id)
+        if run.info.status in ("FINISHED", "FAILED")
+    }
+    return {stage: rows for stage, rows in found.items() if rows}
 
 
 def children(tracking: Tracking, experiment: str, run_id: str) -> list[Run]:
@@ -250,28 +260,6 @@ def _log_samples_used(tracking: Tracking, run_id: str, samples: Mapping[str, Sam
     ]
     if inputs:
         tracking.client.log_inputs(run_id, inputs)
-
-
-def _write_stage_files(folder: Path, result: StageResult, samples: Mapping[str, Samples]) -> None:
-    _write(folder, "result.json", result.model_dump_json(indent=2))
-    for name, text in result.text.items():
-        _write(folder / "text", name, text)
-    for name, each in samples.items():
-        path = _inside(folder / "samples", f"{name}.parquet")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_samples(each, path)
-
-
-def _write(folder: Path, name: str, text: str) -> None:
-    path = _inside(folder, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-
-
-def _inside(folder: Path, name: str) -> Path:
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise ValueError(f"artifact name {name!r} leads out of its folder; use a relative name")
-    return folder / name
 
 
 def _rollout_metrics(summary: RolloutSummary, ledger: Ledger | None) -> dict[str, float]:

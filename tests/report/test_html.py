@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import pytest
 from fake_rollout import CONFIG, RESULTS, evidence
 
+from tasks.quality.changed_most import ChangedItem
 from tasks.report.figures import draw_figures
 from tasks.report.html import headline, render_report
 
@@ -81,6 +82,21 @@ def test_text_is_escaped() -> None:
     text = render_report(hostile.model_copy(update={"results": (stages[0], quantize, *stages[2:])}))
     assert "<script" not in text
     assert "&lt;script&gt;" in text
+
+
+def test_the_samples_that_changed_most() -> None:
+    row = ChangedItem(
+        task="capitals", metric="acc", item="7", change="became wrong", change_nats=-1.25, prompt=f"Italy? {HOSTILE}",
+        target="Rome", source="Rome", candidate="Oslo",
+    )  # fmt: skip
+    page = render_report(evidence(), changed={"quantize": (row,), "batching": ()})
+    assert "Samples that changed most</h2>" in page
+    assert "<summary><b>quantize</b>: 1 samples" in page
+    assert "<b>batching</b>:" not in page
+    for text in ("capitals 7", "became wrong", "-1.250", "<td>Rome<td>Rome<td>Oslo", "Italy? &lt;script&gt;"):
+        assert text in page
+    assert "<script" not in page
+    assert "Samples that changed most</h2>" not in render_report(evidence())
 
 
 def test_figures_for_what_there_is() -> None:

@@ -1,15 +1,20 @@
 """A rollout in a real SQLite store: what the MLflow contract promises is there, also after a kill."""
 
+import json
 import math
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
+import pandas as pd
 import psutil
 import pyarrow.parquet as pq
 import pytest
 from fake_rollout import CONFIG, INT8, RESULTS, evidence, samples
 
+from tasks.quality.changed_most import changed_most
+from tasks.quality.samples import ItemNote, Samples
 from tasks.release.evidence import Evidence
 from tasks.release.stage_result import StageResult
 from tasks.tracking.parquet import read_samples, write_samples
@@ -18,6 +23,7 @@ from tasks.tracking.query import RolloutUnfinished, UnknownRun, find_run, list_r
 from tasks.tracking.runs import (
     children,
     flatten,
+    load_changed,
     log_rollout_end,
     log_rollout_start,
     log_rollout_stopped,
@@ -26,11 +32,24 @@ from tasks.tracking.runs import (
 from tasks.tracking.store import Tracking, TrackingError
 
 
+def noted(value: float, said: str) -> Samples:
+    """The fake's samples with what the model answered."""
+    bare = samples(value)
+    notes = tuple(
+        ItemNote(task=row.task, item=row.item, item_hash=row.item_hash, prompt=f"The capital of country {row.item} is",
+                 target="Rome", answer="Rome" if row.value else said, margin_nats=row.value - 0.5)
+        for row in bare.rows
+    )  # fmt: skip
+    return bare.model_copy(update={"notes": notes})
+
+
+BOTH = {"reference": noted(1.0, "Oslo"), "candidate": noted(0.0, "<b>Bern</b>")}
+
+
 def log_all(tracking: Tracking) -> tuple[Evidence, dict[str, str]]:
     """Log the whole fake rollout; return its evidence and the run ids of its stages."""
     run_id = log_rollout_start(tracking, CONFIG)
-    both = {"source": samples(), "candidate": samples(0.5)}
-    stages = {r.stage: log_stage(tracking, run_id, r, both if r.stage == "quantize" else {}) for r in RESULTS}
+    stages = {r.stage: log_stage(tracking, run_id, r, BOTH if r.stage == "quantize" else {}) for r in RESULTS}
     made = evidence(run_id)
     log_rollout_end(tracking, made.summary, made.ledger, made.environment, "<html>", {"ledger.svg": "<svg/>"})
     return made, stages
@@ -97,13 +116,50 @@ def test_candidates_are_grandchildren(tracking: Tracking) -> None:
 def test_samples_are_parquet(tracking: Tracking, tmp_path: Path) -> None:
     _, stages = log_all(tracking)
     path = Path(tracking.client.download_artifacts(stages["quantize"], "samples/candidate.parquet"))
-    assert read_samples(path) == samples(0.5)
-    assert pq.read_table(path).column_names[:2] == ["task", "metric"]
+    assert read_samples(path) == BOTH["candidate"]
+    (row,) = pq.read_table(path, filters=[("item", "=", "7")]).to_pylist()
+    assert (row["metric"], row["value"], row["answer"]) == ("acc", 0.0, "<b>Bern</b>")
     pq.write_table(pq.read_table(path).replace_schema_metadata({}), tmp_path / "foreign.parquet")
     with pytest.raises(ValueError, match="items_digest"):
         read_samples(tmp_path / "foreign.parquet")
     write_samples(samples(), tmp_path / "own.parquet")
     assert read_samples(tmp_path / "own.parquet") == samples()
+
+
+def test_the_samples_that_changed_most_are_a_table(tracking: Tracking) -> None:
+    made, stages = log_all(tracking)
+    stage = tracking.client.get_run(stages["quantize"])
+    shown = json.loads(stage.data.tags["mlflow.loggedArtifacts"])  # what makes MLflow's UI show a table
+    assert shown == [{"path": "changed_most.json", "type": "table"}]
+    path = tracking.client.download_artifacts(stage.info.run_id, "changed_most.json")
+    table = pd.read_json(path, orient="split")
+    assert list(table["source"]) == ["Rome"] * 26  # the fake's items, without every third
+    assert set(table["candidate"]) == {"<b>Bern</b>"}
+    assert set(table["change"]) == {"became wrong"}
+    assert set(table["change_nats"]) == {-1.0}
+    assert load_changed(tracking, made.summary.run_id) == {"quantize": changed_most(*BOTH.values())}
+
+
+def test_models_that_answer_alike_leave_no_table(tracking: Tracking) -> None:
+    run_id = log_rollout_start(tracking, CONFIG)
+    same = {"reference": noted(1.0, "Oslo"), "candidate": noted(1.0, "Oslo")}
+    stage = log_stage(tracking, run_id, RESULTS[1], same)
+    assert "changed_most.json" not in {item.path for item in tracking.client.list_artifacts(stage)}
+    assert load_changed(tracking, run_id) == {}
+
+
+def test_every_judged_stage_has_its_forest(tracking: Tracking) -> None:
+    _, stages = log_all(tracking)
+    for result in RESULTS:
+        drawn = {item.path for item in tracking.client.list_artifacts(stages[result.stage], "figures")}
+        assert drawn == ({"figures/gate-forest.svg"} if result.gate else set())
+    path = Path(tracking.client.download_artifacts(stages["adapt"], "figures/gate-forest.svg"))
+    svg = path.read_text(encoding="utf-8")
+    ElementTree.fromstring(svg)
+    assert "keiryo_world_facts acc" in svg
+    assert "adapt" in svg
+    assert "quantize" not in svg  # its own, not the rollout's
+    assert "background: #ffffff" in svg
 
 
 def test_logging_a_stage_again_makes_no_second_run(tracking: Tracking) -> None:
