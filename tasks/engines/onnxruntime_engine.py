@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from configs.engine import EngineSettings
 from tasks.engines.freed_memory import return_freed_memory
@@ -27,11 +28,14 @@ from tasks.engines.protocol import (
     TokenScores,
 )
 from tasks.engines.slot_batching import SlotBatch
-from tasks.engines.target_scores import batches_by_tokens, score_logits
+from tasks.engines.target_scores import batches_of_groups, joined, score_logits
 from tasks.store.artifact import Artifact
 
 MAX_LOGIT_ROWS = 512  # rows of logits held at once: 100 MB at a vocabulary of 49,152
 SORTED_BATCHES = 8  # requests are sorted by length within so many batches, which leaves little padding
+BRANCH_TOKENS = (
+    16  # a continuation fed alone behind its context costs about so many tokens more than in a batch
+)
 
 
 class OnnxRuntimeEngine:
@@ -92,24 +96,17 @@ class OnnxRuntimeEngine:
         return cls(artifact, settings, chunk_tokens=chunk_tokens, batch_tokens=batch_tokens)
 
     def score(self, requests: Iterable[ScoreRequest], *, with_logits: bool = False) -> Iterator[TokenScores]:
-        """Score in right-padded batches of similar length; see `Engine.score`."""
-        window = (
-            {"batch_tokens": self._batch_tokens, "max_targets": MAX_LOGIT_ROWS}
-            if with_logits
-            else {"batch_tokens": SORTED_BATCHES * self._batch_tokens}
-        )
-        for group in batches_by_tokens(requests, **window):
-            scores: dict[int, TokenScores] = {}
-            for batch in self._by_length(group):
-                chosen = [group[i] for i in batch]
-                alone = len(chosen[0].context) + len(chosen[0].targets) - 1 > self._batch_tokens
-                made = (
-                    [self._score_long(chosen[0], with_logits)]
-                    if alone
-                    else self._score_batch(chosen, with_logits)
-                )
-                scores |= zip(batch, made, strict=True)
-            yield from (scores[i] for i in range(len(group)))
+        """Score in right-padded batches of similar length, a shared context once; see `Engine.score`."""
+        for window in batches_of_groups(
+            requests,
+            batch_tokens=SORTED_BATCHES * self._batch_tokens,
+            max_targets=MAX_LOGIT_ROWS if with_logits else SORTED_BATCHES * self._batch_tokens,
+            min_shared=1,
+        ):
+            shared = [group for group in window if self._worth_sharing(group)]
+            alone = [request for group in window if not self._worth_sharing(group) for request in group]
+            made = self._score_shared(shared, with_logits) | self._score_alone(alone, with_logits)
+            yield from (made[request] for group in window for request in group)
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         """Complete all requests by continuous batching; a token's time is the end of its step."""
@@ -148,9 +145,53 @@ class OnnxRuntimeEngine:
             raise EngineError("the engine is closed; open it again")
         return self._graph
 
-    def _by_length(self, requests: Sequence[ScoreRequest]) -> Iterator[list[int]]:
-        """Cut the requests, longest first, by padded tokens and by MAX_LOGIT_ROWS targets."""
-        lengths = [len(r.context) + len(r.targets) - 1 for r in requests]
+    def _worth_sharing(self, group: Sequence[ScoreRequest]) -> bool:
+        fed = sum(len(request.targets) > 1 for request in group)
+        spared = (len(group) - 1) * len(group[0].context)
+        return spared > fed * BRANCH_TOKENS and len(group[0].context) <= self._batch_tokens
+
+    def _score_alone(
+        self, requests: Sequence[ScoreRequest], with_logits: bool
+    ) -> dict[ScoreRequest, TokenScores]:
+        scores: dict[ScoreRequest, TokenScores] = {}
+        for batch in self._by_length([len(r.context) + len(r.targets) - 1 for r in requests], requests):
+            chosen = [requests[i] for i in batch]
+            long = len(chosen[0].context) + len(chosen[0].targets) - 1 > self._batch_tokens
+            made = (
+                [self._score_long(chosen[0], with_logits)] if long else self._score_batch(chosen, with_logits)
+            )
+            scores |= zip(chosen, made, strict=True)
+        return scores
+
+    def _score_shared(
+        self, groups: Sequence[Sequence[ScoreRequest]], with_logits: bool
+    ) -> dict[ScoreRequest, TokenScores]:
+        """Contexts in padded batches; then each continuation, which the graph takes one at a time."""
+        scores: dict[ScoreRequest, TokenScores] = {}
+        contexts = [group[0].context for group in groups]
+        for batch in self._by_length([len(c) for c in contexts], [group[0] for group in groups]):
+            fed = [contexts[i] for i in batch]
+            width = max(map(len, fed))
+            rows = np.array([at * width + len(context) - 1 for at, context in enumerate(fed)])
+            logits_BV, cache = self._open_graph().feed(fed, rows, keep=True)
+            for at, i in enumerate(batch):
+                past = [layer[at : at + 1, :, : len(contexts[i])] for layer in cache]
+                for request in groups[i]:
+                    targets = np.array(request.targets, np.int64)
+                    first = score_logits(logits_BV[at : at + 1], targets[:1], keep=with_logits)
+                    rest = self._score_branch(targets, past, with_logits) if len(targets) > 1 else None
+                    scores[request] = joined(first, rest)
+        return scores
+
+    def _score_branch(
+        self, targets: NDArray[np.int64], past: list[NDArray[np.float32]], with_logits: bool
+    ) -> TokenScores:
+        rows = np.arange(len(targets) - 1)
+        logits_NV, _ = self._open_graph().feed([targets[:-1].tolist()], rows, past)
+        return score_logits(logits_NV, targets[1:], keep=with_logits)
+
+    def _by_length(self, lengths: Sequence[int], requests: Sequence[ScoreRequest]) -> Iterator[list[int]]:
+        """Cut sequences, longest first, by padded tokens and by MAX_LOGIT_ROWS targets of their requests."""
         batch: list[int] = []
         targets = 0
         for i in sorted(range(len(requests)), key=lambda i: -lengths[i]):

@@ -11,10 +11,12 @@ The head of the model runs only where a target is: a Gather on the hidden states
 MatMul.
 
 Sequences are fed in chunks: a quantized cache is requantized as it grows, and a serving scheduler feeds
-chunks too.
+chunks too. The choices of an item have one context: it is fed once, the blocks it fills are in the block table
+of every choice, and the last, half-filled one is copied for each.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,34 @@ from numpy.typing import NDArray
 from openvino import opset13 as ops
 from openvino._offline_transformations import paged_attention_transformation
 
+from tasks.engines.paged_cache import PagedCache
 from tasks.engines.protocol import EngineError, EngineUnavailable, ScoreRequest, TokenScores
-from tasks.engines.target_scores import batches_by_tokens, score_logits
+from tasks.engines.target_scores import batches_of_groups, joined, part, score_logits
 
-MAX_LOGIT_ROWS = (
-    512  # rows of full logits held at once when a caller asks for them: 100 MB at a vocabulary of 49,152
-)
+MAX_LOGIT_ROWS = 512  # rows of logits of a batch: 100 MB at a vocabulary of 49,152
+MIN_SHARED_TOKENS = 8  # a shorter context costs less to feed again than its block to copy
 _ELEMENTWISE = ("Convert", "Add", "Multiply", "Divide", "Tanh", "Clamp", "Reshape", "Unsqueeze", "Squeeze")
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """Tokens to feed behind `past` cached ones, and the scores that are read from them.
+
+    Attributes:
+        tokens: token ids, shape (n,).
+        past: tokens that the first blocks of the table hold already.
+        table: blocks of the cache, in order.
+        rows: positions among `tokens` whose logits are needed, increasing.
+        picks: for each score its index in `rows`, increasing.
+        targets: for each score its token.
+    """
+
+    tokens: NDArray[np.int64]
+    past: int
+    table: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    picks: NDArray[np.int64]
+    targets: NDArray[np.int64]
 
 
 class PagedScorer:
@@ -69,89 +92,124 @@ class PagedScorer:
             raise EngineUnavailable(
                 f"OpenVINO refuses {properties}: {last_line(error)}; choose another kv_cache or compute"
             ) from error
-        self._caches = {
-            port.get_any_name(): (
-                port.get_element_type(),
-                [d.get_length() if d.is_static else 0 for d in port.partial_shape],
-            )
-            for port in compiled.inputs
-            if port.get_any_name().startswith(("key_cache.", "value_cache."))
-        }
-        kinds = {kind.to_string() for kind, _ in self._caches.values()}
-        if kinds != {kv_cache}:
-            raise EngineUnavailable(
-                f"kv_cache: {kv_cache} was asked for, OpenVINO compiled {', '.join(sorted(kinds))}; choose "
-                "that instead"
-            )
-        self._block_tokens: int = self._caches["value_cache.0"][1][2]
         self._request = compiled.create_infer_request()
-        self._blocks = 0
+        self._cache = PagedCache(compiled, self._request, kv_cache)
 
     @property
     def block_bytes(self) -> int:
         """Bytes of one block of the KV cache, keys and values of all layers, scales included."""
-        return sum(int(np.prod(shape[1:])) * kind.bitwidth // 8 for kind, shape in self._caches.values())
+        return self._cache.block_bytes
 
     @property
     def cache_bytes(self) -> int:
         """Bytes of the KV cache held now."""
-        return self._blocks * self.block_bytes
+        return self._cache.blocks * self._cache.block_bytes
 
     def score(self, requests: Iterable[ScoreRequest], *, with_logits: bool) -> Iterator[TokenScores]:
         """Yield the scores of each request, in order; a batch at a time is in flight."""
-        limit = MAX_LOGIT_ROWS if with_logits else None
-        for batch in batches_by_tokens(requests, batch_tokens=self._batch_tokens, max_targets=limit):
+        batches = batches_of_groups(
+            requests,
+            batch_tokens=self._batch_tokens,
+            max_targets=MAX_LOGIT_ROWS,
+            min_shared=MIN_SHARED_TOKENS,
+        )
+        for batch in batches:
             yield from self._score_batch(batch, with_logits)
 
-    def _score_batch(self, batch: Sequence[ScoreRequest], with_logits: bool) -> list[TokenScores]:
-        fed = [np.array(r.context + r.targets[:-1], np.int64) for r in batch]
-        self._reserve(sum(self._blocks_of(len(ids)) for ids in fed))
-        first_block = np.cumsum([0] + [self._blocks_of(len(ids)) for ids in fed])
-        longest = max(len(ids) for ids in fed)
-        chunk = self._chunk_tokens or longest
-        parts: list[list[TokenScores]] = [[] for _ in batch]
+    def _score_batch(
+        self, groups: Sequence[Sequence[ScoreRequest]], with_logits: bool
+    ) -> Iterator[TokenScores]:
+        trunks, branches, copies = self._laid_out(groups)
+        firsts = self._feed(trunks, with_logits)
+        self._cache.copy(copies)
+        rests = iter(self._feed(branches, with_logits))
+        for group, first in zip(groups, firsts, strict=True):
+            if len(group) == 1:
+                yield first
+                continue
+            for index, request in enumerate(group):
+                yield joined(part(first, index, index + 1), next(rests) if len(request.targets) > 1 else None)
+
+    def _laid_out(
+        self, groups: Sequence[Sequence[ScoreRequest]]
+    ) -> tuple[list[_Sequence], list[_Sequence], list[tuple[int, int]]]:
+        """What is fed first, what goes on from it, and the blocks to copy in between."""
+        trunks: list[_Sequence] = []
+        branches: list[_Sequence] = []
+        copies: list[tuple[int, int]] = []
+        taken = 0
+
+        def take(tokens: int) -> NDArray[np.int64]:
+            nonlocal taken
+            count = self._cache.blocks_of(tokens)
+            taken += count
+            return np.arange(taken - count, taken)
+
+        for group in groups:
+            context, alone = group[0].context, len(group) == 1
+            fed = np.array(context + group[0].targets[:-1] if alone else context, np.int64)
+            table = take(len(fed))
+            rows = np.arange(len(context) - 1, len(fed))
+            targets = np.array(group[0].targets if alone else [r.targets[0] for r in group], np.int64)
+            picks = np.arange(len(rows)) if alone else np.zeros(len(group), np.int64)
+            trunks.append(_Sequence(fed, 0, table, rows, picks, targets))
+            whole, rest = divmod(len(context), self._cache.block_tokens)
+            for request in group if not alone else ():
+                more = np.array(request.targets, np.int64)
+                if len(more) == 1:
+                    continue
+                own = take(rest + len(more) - 1)
+                if rest:
+                    copies.append((int(table[whole]), int(own[0])))
+                every = np.arange(len(more) - 1)
+                blocks = np.concatenate([table[:whole], own])
+                branches.append(_Sequence(more[:-1], len(context), blocks, every, every, more[1:]))
+        self._cache.reserve(taken)
+        return trunks, branches, copies
+
+    def _feed(self, sequences: Sequence[_Sequence], with_logits: bool) -> list[TokenScores]:
+        """Feed all, a chunk of each at a time."""
+        longest = max((len(s.tokens) for s in sequences), default=0)
+        chunk = self._chunk_tokens or max(longest, 1)
+        scores: list[TokenScores | None] = [None] * len(sequences)
         for start in range(0, longest, chunk):
-            active = [i for i, ids in enumerate(fed) if len(ids) > start]
-            pieces = [fed[i][start : start + chunk] for i in active]
-            begins = np.cumsum([0] + [len(piece) for piece in pieces])
-            wanted = [
-                np.arange(max(len(batch[i].context) - 1 - start, 0), len(piece))
-                for i, piece in zip(active, pieces, strict=True)
-            ]
-            rows = np.concatenate([begin + rows for begin, rows in zip(begins, wanted, strict=False)])
-            logits = self._infer(pieces, begins, first_block[active], start, rows)
-            taken = 0
-            for i, positions in zip(active, wanted, strict=True):
-                if len(positions):
-                    offset = start + 1 - len(batch[i].context)
-                    targets = np.array(batch[i].targets, np.int64)[positions + offset]
-                    part = logits[taken : taken + len(positions)]
-                    parts[i].append(score_logits(part, targets, keep=with_logits))
-                    taken += len(positions)
-        return [_joined(pieces, len(r.targets)) for pieces, r in zip(parts, batch, strict=True)]
+            active = [i for i, s in enumerate(sequences) if len(s.tokens) > start]
+            spans = [np.searchsorted(sequences[i].rows, (start, start + chunk)) for i in active]
+            logits = self._infer([sequences[i] for i in active], start, chunk, spans)
+            begin = 0
+            for i, (first, last) in zip(active, spans, strict=True):
+                sequence = sequences[i]
+                low, high = np.searchsorted(sequence.picks, (first, last))
+                if high > low:
+                    own, rows = logits[begin : begin + last - first], sequence.picks[low:high] - first
+                    made = score_logits(own, sequence.targets[low:high], keep=with_logits, rows=rows)
+                    scores[i] = joined(scores[i], made)
+                begin += last - first
+        return [_complete(made, len(s.targets)) for made, s in zip(scores, sequences, strict=True)]
 
     def _infer(
-        self,
-        pieces: Sequence[NDArray[np.int64]],
-        begins: NDArray[np.int64],
-        first_block: NDArray[np.int64],
-        start: int,
-        rows: NDArray[np.int64],
+        self, sequences: Sequence[_Sequence], start: int, chunk: int, spans: Sequence[NDArray[np.int64]]
     ) -> NDArray[np.float32]:
-        """Feed a chunk of each sequence, at positions from `start`; the logits of `rows`, shape (rows, V)."""
-        ends = [start + len(piece) for piece in pieces]
-        blocks = [
-            np.arange(first, first + self._blocks_of(end))
-            for first, end in zip(first_block, ends, strict=True)
-        ]
+        """Feed the tokens from `start` of each; the logits of the rows in `spans` of each, shape (rows, V)."""
+        pieces = [s.tokens[start : start + chunk] for s in sequences]
+        past = np.array([s.past + start for s in sequences])
+        ends = past + np.array([len(piece) for piece in pieces])
+        begins = np.cumsum([0] + [len(piece) for piece in pieces])
+        tables = [s.table[: self._cache.blocks_of(end)] for s, end in zip(sequences, ends, strict=True)]
+        rows = np.concatenate(
+            [
+                s.rows[slice(*span)] - start + begin
+                for s, span, begin in zip(sequences, spans, begins, strict=False)
+            ]
+        )
         feed = {
             "input_ids": np.concatenate(pieces),
-            "position_ids": np.concatenate([np.arange(start, end) for end in ends]),
-            "past_lens": np.full(len(pieces), start, np.int32),
+            "position_ids": np.concatenate([np.arange(*ends_of) for ends_of in zip(past, ends, strict=True)]),
+            "past_lens": past.astype(np.int32),
             "subsequence_begins": begins.astype(np.int32),
-            "block_indices": np.concatenate(blocks).astype(np.int32),
-            "block_indices_begins": np.cumsum([0] + [len(block) for block in blocks]).astype(np.int32),
-            "max_context_len": np.array(max(ends), np.int32),
+            "block_indices": np.concatenate(tables).astype(np.int32),
+            "block_indices_begins": np.cumsum([0] + [len(table) for table in tables]).astype(np.int32),
+            "max_context_len": np.array(ends.max(), np.int32),
             "target_rows": rows if len(rows) else np.zeros(1, np.int64),
         }
         try:
@@ -161,29 +219,17 @@ class PagedScorer:
         logits: NDArray[np.float32] = self._request.get_tensor("logits").data
         return logits.reshape(-1, logits.shape[-1])[: len(rows)]
 
-    def _blocks_of(self, tokens: int) -> int:
-        return -(-tokens // self._block_tokens)
-
-    def _reserve(self, blocks: int) -> None:
-        if blocks > self._blocks:
-            for name, (kind, shape) in self._caches.items():
-                self._request.set_tensor(name, ov.Tensor(kind, [blocks, *shape[1:]]))
-            self._blocks = blocks
-
 
 def last_line(error: RuntimeError) -> str:
     """What OpenVINO says at the end of a message that begins with its own source lines."""
     return str(error).strip().splitlines()[-1]
 
 
-def _joined(parts: Sequence[TokenScores], count: int) -> TokenScores:
-    logprobs = np.concatenate([part.logprobs for part in parts])
-    if len(logprobs) != count:
-        raise EngineError(f"{len(logprobs)} scores came back for {count} targets")
-    kept = [part.logits for part in parts if part.logits is not None]
-    return TokenScores(
-        logprobs, np.concatenate([part.is_argmax for part in parts]), np.concatenate(kept) if kept else None
-    )
+def _complete(scores: TokenScores | None, count: int) -> TokenScores:
+    found = 0 if scores is None else len(scores.logprobs)
+    if scores is None or found != count:
+        raise EngineError(f"{found} scores came back for {count} targets")
+    return scores
 
 
 def _gather_before_head(model: Any) -> None:

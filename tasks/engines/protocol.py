@@ -77,6 +77,9 @@ class Engine(Protocol):
     def score(self, requests: Iterable[ScoreRequest], *, with_logits: bool = False) -> Iterator[TokenScores]:
         """Yield one `TokenScores` a request, in the order of the requests.
 
+        Consecutive requests of one context may share its computation: what comes back is the same, but for
+        the rounding that a batch brings.
+
         Raises:
             EngineError: the engine failed, or returned a non-finite number or the wrong number of scores.
         """

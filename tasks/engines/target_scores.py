@@ -8,39 +8,99 @@ from numpy.typing import NDArray
 from tasks.engines.protocol import EngineError, ScoreRequest, TokenScores
 
 
-def score_logits(logits_NV: NDArray[np.float32], targets_N: NDArray[np.int64], *, keep: bool) -> TokenScores:
+def score_logits(
+    logits_RV: NDArray[np.float32],
+    targets_N: NDArray[np.int64],
+    *,
+    keep: bool,
+    rows: NDArray[np.int64] | None = None,
+) -> TokenScores:
     """Log-softmax of each row at its target, row by row so that the work stays in the processor's cache.
 
     Args:
-        logits_NV: raw logits, shape (N, V).
-        targets_N: the target of each row, shape (N,).
+        logits_RV: raw logits, shape (R, V).
+        targets_N: token ids, shape (N,).
         keep: put a copy of the logits into the result.
+        rows: the row of each target, increasing, shape (N,): targets may share one; None: one row a target.
 
     Of equal maxima the first is the argmax, as in numpy, torch and greedy decoding.
 
     Raises:
         EngineError: the number of rows is wrong, or a logit is not finite.
     """
-    if logits_NV.shape[0] != len(targets_N):
+    rows_N = np.arange(len(targets_N)) if rows is None else rows
+    if rows is None and logits_RV.shape[0] != len(targets_N):
         raise EngineError(
-            f"the engine returned {logits_NV.shape[0]} rows of logits for {len(targets_N)} targets"
+            f"the engine returned {logits_RV.shape[0]} rows of logits for {len(targets_N)} targets"
         )
     logprobs = np.empty(len(targets_N), np.float32)
     is_argmax = np.empty(len(targets_N), np.bool_)
-    shifted = np.empty(logits_NV.shape[1], np.float32)
-    for row, target in enumerate(targets_N):
-        logits_V = logits_NV[row]
-        top = int(logits_V.argmax())
-        np.subtract(logits_V, logits_V[top], out=shifted)
-        of_target = shifted[target]
-        np.exp(shifted, out=shifted)
-        logprobs[row] = of_target - np.log(shifted.sum(dtype=np.float64))
-        is_argmax[row] = top == target
+    shifted = np.empty(logits_RV.shape[1], np.float32)
+    before, top, total = -1, -1, np.float64(0)
+    for index, (row, target) in enumerate(zip(rows_N, targets_N, strict=True)):
+        logits_V = logits_RV[row]
+        if row != before:
+            before, top = row, int(logits_V.argmax())
+            np.subtract(logits_V, logits_V[top], out=shifted)
+            np.exp(shifted, out=shifted)
+            total = np.log(shifted.sum(dtype=np.float64))
+        logprobs[index] = logits_V[target] - logits_V[top] - total
+        is_argmax[index] = top == target
     if not np.isfinite(logprobs).all():
         raise EngineError(
             "the engine returned logits that are not finite; try compute: f32 or another weight format"
         )
-    return TokenScores(logprobs, is_argmax, np.array(logits_NV, np.float32) if keep else None)
+    return TokenScores(logprobs, is_argmax, np.array(logits_RV[rows_N], np.float32) if keep else None)
+
+
+def part(scores: TokenScores, begin: int, end: int) -> TokenScores:
+    """The scores of targets `begin` to `end`."""
+    logits = None if scores.logits is None else scores.logits[begin:end]
+    return TokenScores(scores.logprobs[begin:end], scores.is_argmax[begin:end], logits)
+
+
+def joined(first: TokenScores | None, second: TokenScores | None) -> TokenScores:
+    """The scores of one sequence out of two consecutive parts; one of them may be missing."""
+    if first is None or second is None:
+        if (only := first or second) is None:
+            raise EngineError("no scores came back for a sequence")
+        return only
+    both = None
+    if first.logits is not None and second.logits is not None:
+        both = np.concatenate([first.logits, second.logits])
+    return TokenScores(
+        np.concatenate([first.logprobs, second.logprobs]),
+        np.concatenate([first.is_argmax, second.is_argmax]),
+        both,
+    )
+
+
+def batches_of_groups(
+    requests: Iterable[ScoreRequest], *, batch_tokens: int, max_targets: int, min_shared: int
+) -> Iterator[list[list[ScoreRequest]]]:
+    """Consecutive requests of one context as groups, in batches of at most `batch_tokens` tokens to feed.
+
+    A context counts once. A group that is larger than a batch is cut; contexts below `min_shared` tokens are
+    not worth sharing, their requests are groups of one.
+    """
+    batch: list[list[ScoreRequest]] = []
+    tokens = targets = 0
+    for request in requests:
+        if not request.context or not request.targets:
+            raise EngineError("a score request needs at least one context token and one target")
+        same = batch and batch[-1][0].context == request.context and len(request.context) >= min_shared
+        new, more = not same, len(request.targets)
+        added = more + (len(request.context) if new else 0)
+        if batch and (tokens + added > batch_tokens or targets + more > max_targets):
+            yield batch
+            batch, tokens, targets, new = [], 0, 0, True
+            added = more + len(request.context)
+        if new:
+            batch.append([])
+        batch[-1].append(request)
+        tokens, targets = tokens + added, targets + more
+    if batch:
+        yield batch
 
 
 def batches_by_tokens(

@@ -91,12 +91,26 @@ def test_scores_are_those_of_the_serving_pipeline(
     assert difference.max() < 1e-3
 
 
-def test_a_coarse_cache_is_noticed(exported: Artifact, ids: tuple[int, ...]) -> None:
+def _one_pass(exported: Artifact, ids: tuple[int, ...], kv_cache: str) -> np.ndarray:
+    """Log-probabilities from one pass over the exported graph, as other evaluators feed it."""
+    with OpenVinoEngine.open(exported, _settings("f32", kv_cache)) as engine:
+        compiled = ov.Core().compile_model(exported.folder / "openvino_model.xml", "CPU", engine.properties)
+    fed = np.array([ids[:-1]])
+    feed = {"input_ids": fed, "attention_mask": np.ones_like(fed), "beam_idx": np.zeros(1, np.int32)}
+    logits_TV = compiled(feed | {"position_ids": np.arange(fed.size)[None]})["logits"][0].astype(np.float64)
+    targets = logits_TV[np.arange(fed.size), list(ids[1:])]
+    return targets - np.log(np.exp(logits_TV).sum(1))
+
+
+def test_a_coarse_cache_is_noticed_and_missed_by_one_pass(exported: Artifact, ids: tuple[int, ...]) -> None:
     exact, u8, u4 = (_score(exported, ids, _settings("f32", kind)) for kind in ("f32", "u8", "u4"))
     off_u8, off_u4 = np.abs(u8 - exact).mean(), np.abs(u4 - exact).mean()
     print(f"\nmean change of a log-probability: u8 {off_u8:.4f}, u4 {off_u4:.4f} nats")
     assert 1e-4 < off_u8 < off_u4
     assert off_u4 > 0.02
+    missed = np.abs(_one_pass(exported, ids, "u4") - _one_pass(exported, ids, "f32")).mean()
+    print(f"one pass over the exported graph: {missed:.1e} nats")
+    assert missed < 1e-5
 
 
 def test_scores_do_not_depend_on_batch_or_chunk(exported: Artifact, ids: tuple[int, ...]) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from tasks.engines.protocol import ScoreRequest, TokenScores
 from tasks.quality.quality_error import QualityError
-from tasks.quality.shared_context import plan_passes, score_likelihoods
+from tasks.quality.shared_context import in_scoring_order, score_likelihoods
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -21,26 +21,19 @@ REQUESTS = [
 ]
 
 
-def test_requests_ride_along_only_where_their_tokens_are_fed_anyway() -> None:
-    passes = {p.longest: set(p.answers) for p in plan_passes(REQUESTS)}
-    assert len(passes) == 4
-    assert passes[REQUESTS[1]] == {REQUESTS[0], REQUESTS[1], REQUESTS[2]}
-    assert passes[REQUESTS[3]] == {REQUESTS[3]}
+def test_requests_of_one_context_stand_together_and_long_ones_come_first() -> None:
+    ordered = in_scoring_order(REQUESTS)
+    assert sorted(ordered, key=str) == sorted(REQUESTS, key=str)
+    assert [r.context for r in ordered] == [CONTEXT] * 4 + [(5, 9), (8,)]
+    assert ordered[0] == REQUESTS[1]
 
 
-def test_shared_passes_give_the_numbers_of_separate_ones(tiny_engine) -> None:
+def test_each_request_is_answered_once_with_its_own_numbers(tiny_engine) -> None:
     found = {each.request: each for each in score_likelihoods(tiny_engine, REQUESTS)}
     assert set(found) == set(REQUESTS)
     for request, alone in zip(REQUESTS, tiny_engine.score(REQUESTS), strict=True):
         assert found[request].logprob == pytest.approx(float(alone.logprobs.sum()), abs=1e-4)
         assert found[request].is_greedy == alone.is_argmax.all()
-
-
-def test_the_greedy_continuation_is_told_through_a_shared_pass(tiny_engine) -> None:
-    logits = next(tiny_engine.score([ScoreRequest(CONTEXT, (0,))], with_logits=True)).logits
-    best = ScoreRequest(CONTEXT, (int(np.argmax(logits)),))
-    found = {each.request: each.is_greedy for each in score_likelihoods(tiny_engine, [best, REQUESTS[1]])}
-    assert found[best]
 
 
 class _NanEngine:
