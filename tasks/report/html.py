@@ -114,7 +114,8 @@ def _metric_row(metric: MetricVerdict) -> dict[str, str]:
 
 def _changed_row(row: ChangedItem) -> dict[str, str]:
     return {
-        "item": f"{row.task} {row.item}",
+        "task": row.task,
+        "item": row.item,
         "change": row.change,
         "nats": _NONE if row.change_nats is None else f"{row.change_nats:+.3f}",
         "prompt": row.prompt,

@@ -14,6 +14,8 @@ from tasks.tracking.store import Tracking
 CHANGED_MOST = "changed_most.json"
 FOREST = "gate-forest.svg"
 _DIGITS = 4  # of nats, for people; the samples have them all
+# MLflow's table shows about four columns before it scrolls.
+_COLUMNS = ("task", "change", "prompt", "target", "source", "candidate", "change_nats", "metric", "item")
 
 
 def log_stage_files(
@@ -77,7 +79,7 @@ def _log_changed(tracking: Tracking, stage_run: str, rows: tuple[ChangedItem, ..
     """As a table of MLflow's, which its UI shows and searches as one."""
     if not rows:
         return
-    columns = {name: [getattr(row, name) for row in rows] for name in ChangedItem.model_fields}
+    columns = {name: [getattr(row, name) for row in rows] for name in _COLUMNS}
     columns["change_nats"] = [
         None if row.change_nats is None else round(row.change_nats, _DIGITS) for row in rows
     ]
