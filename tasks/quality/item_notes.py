@@ -1,16 +1,17 @@
-"""lm-eval's logged samples in a form that people read: what was asked, what is right, what the model answered."""
+"""Items in a form that people read: what was asked, what is right, what the model answered."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tasks.data.text import Section
 from tasks.quality.item_rows import is_whole_text
-from tasks.quality.samples import ItemNote
+from tasks.quality.samples import ItemNote, Sample
 
 SHOWN_CHARACTERS = 320
 
 
 def item_note(task: str, sample: Mapping[str, Any], item_hash: str, question: str) -> ItemNote:
-    """The note of one item.
+    """The note of one item that lm-eval asked.
 
     Args:
         task: name.
@@ -28,6 +29,17 @@ def item_note(task: str, sample: Mapping[str, Any], item_hash: str, question: st
         answer=shortened(answer),
         margin_nats=margin,
     )
+
+
+def section_notes(rows: Iterable[Sample], sections: Iterable[Section]) -> tuple[ItemNote, ...]:
+    """One note a scored section of text; `rows` are its samples."""
+    texts = {section.id: shortened(section.text) for section in sections}
+    notes = {
+        row.item: ItemNote(task=row.task, item=row.item, item_hash=row.item_hash, prompt=texts[row.item])
+        for row in rows
+        if row.item in texts
+    }
+    return tuple(notes.values())
 
 
 def shortened(text: str) -> str:
