@@ -56,13 +56,13 @@ def sequence_limits(
     return -high[0], high[1]
 
 
-def critical_statistics(items: ArrayLike, margin: float, discordance: float, alpha: float) -> Floats:
-    """Standardized gap to `margin` at which the upper limit falls below it, shape of `items`; for planning.
+def critical_statistics(items: ArrayLike, margin: float, discordance: ArrayLike, alpha: float) -> Floats:
+    """Standardized gap to `margin` at which the upper limit falls below it, for planning; broadcasts.
 
     The gap is (margin x items - net losses) / sqrt(discordance x items), with the expected number of changes.
     """
     n = np.asarray(items, dtype=np.float64)
-    changed = discordance * n
+    changed = np.asarray(discordance, dtype=np.float64) * n
     low, high = -changed, changed
     for _ in range(45):
         net = (low + high) / 2

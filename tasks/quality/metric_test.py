@@ -4,10 +4,12 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
+from numpy.typing import ArrayLike
+
 from tasks.quality.confidence_sequence import critical_statistics, sequence_limits
 from tasks.quality.intervals import Interval, TooFewClusters, accuracy_interval, interval_of, text_interval
 from tasks.quality.pairing import ONE_SAMPLE_METRICS, PairedMetric, SampleError, is_accuracy
-from tasks.quality.sequential import LookLevels, conditional_power
+from tasks.quality.sequential import LookLevels, LookPlan, conditional_power
 from tasks.quality.verdict import MetricVerdict
 
 DECIDING_POWER = 0.8
@@ -138,16 +140,23 @@ def _is_futile(table: PairedMetric, row: MetricVerdict, at: LookLevels) -> bool:
     plan = at.plan
     if plan.futility_power is None:
         return False
+    changed = max(float((table.reference != table.candidate).mean()), 0.5 / row.items)
     sigma = _interval(table, ONE_SIGMA, None)
-    if plan.kind == "confidence-sequence":
-        changed = max(float((table.reference != table.candidate).mean()), 0.5 / row.items)
-        critical = float(critical_statistics(plan.items[-1], row.margin, changed, plan.alpha))
-    else:
-        critical = NormalDist().inv_cdf(1 - plan.levels[-1])
     power = conditional_power(
-        row.loss, row.margin, (sigma.high - sigma.low) / 2, plan.fractions[at.look - 1], critical
+        row.loss,
+        row.margin,
+        (sigma.high - sigma.low) / 2,
+        plan.fractions[at.look - 1],
+        last_critical(plan, row.margin, changed),
     )
-    return power < plan.futility_power
+    return bool(power < plan.futility_power)
+
+
+def last_critical(plan: LookPlan, margin: float, discordance: ArrayLike) -> ArrayLike:
+    """Standardized gap to the margin that a PASS needs at the last look, where that share of items changed."""
+    if plan.kind == "confidence-sequence":
+        return critical_statistics(plan.items[-1], margin, discordance, plan.alpha)
+    return NormalDist().inv_cdf(1 - plan.levels[-1])
 
 
 def _interval(table: PairedMetric, alpha: float, at: LookLevels | None) -> Interval:

@@ -4,7 +4,7 @@ Accuracy: the power of the gate's score test for a candidate that is truly equal
 outcome: exact for independent items, neither simulated nor a normal approximation. With `discordance` 5 %,
 alpha 5 % and power 80 % that is 3,133 items for a margin of 1 point and 819 for 2 points; 4,887 and 1,260
 where three tasks must pass jointly. A sequential plan's power and expected items come from the walk that its
-levels were computed with, its drift set so that one look has the exact power. Perplexity and KL: the
+levels were computed with, its critical values set so that each look alone has the exact power. Perplexity and KL: the
 noncentral t distribution of the section means, with the spread given. All metrics must pass, so their powers multiply
 (they are taken as independent; the two text metrics are not, which errs on the safe side).
 """
@@ -205,18 +205,20 @@ def accuracy_performance(
     design_effect: float = 1.0,
 ) -> Performance:
     """Power and expected items of a plan with `items` in all, for an equal candidate."""
-    once = accuracy_power(items, margin, discordance, alpha, design_effect)
     if sequential.kind == "none":
-        return Performance(power=once, expected=items)
+        power = accuracy_power(items, margin, discordance, alpha, design_effect)
+        return Performance(power=power, expected=items)
     independent = items / design_effect
     fractions = tuple((look + 1) / sequential.looks for look in range(sequential.looks))
     drift = margin * math.sqrt(independent / discordance)
     if sequential.kind == "confidence-sequence":
         critical = critical_statistics(np.multiply(fractions, independent), margin, discordance, alpha)
     else:
-        critical = stats.norm.isf(spending_levels(fractions, alpha))
-        if 1e-9 < once < 1 - 1e-9:
-            drift = float(stats.norm.isf(alpha) + stats.norm.ppf(once))
+        chances = [
+            accuracy_power(max(1, round(items * fraction)), margin, discordance, level, design_effect)
+            for fraction, level in zip(fractions, spending_levels(fractions, alpha), strict=True)
+        ]
+        critical = drift * np.sqrt(fractions) - stats.norm.ppf(np.clip(chances, 1e-12, 1 - 1e-12))
     found = crossing(fractions, critical.tolist(), drift, sequential.futility_power)
     ended = np.add(found.passed, found.stopped)
     ended[-1] = 1 - ended[:-1].sum()

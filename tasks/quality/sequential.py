@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from scipy.optimize import brentq
 
@@ -173,22 +173,23 @@ def futility_bound(fraction: float, critical: float, drift: float, power: float 
     return float(min(needed - drift * (1 - fraction), fraction * needed))
 
 
-def conditional_power(loss: float, margin: float, error: float, fraction: float, critical: float) -> float:
-    """Chance of a PASS at the last look, if the rest is as favourable as equality or as what was seen.
+def conditional_power(
+    loss: ArrayLike, margin: float, error: ArrayLike, fraction: float, critical: ArrayLike
+) -> NDArray[np.float64]:
+    """Chance of a PASS at the last look, if the rest is as favourable as equality or as what was seen; broadcasts.
 
     Args:
         loss: estimate at this look.
         margin: largest loss allowed.
-        error: standard error of the estimate.
+        error: standard error of the estimate, above 0.
         fraction: information at this look, below 1.
         critical: critical value of the last look.
     """
-    if error <= 0:
-        return float(loss < margin)
-    walk = math.sqrt(fraction) * (margin - loss) / error
-    drift = max(margin, margin - loss) / (error * math.sqrt(fraction))
+    gap, scale = margin - np.asarray(loss), np.asarray(error) * math.sqrt(fraction)
+    walk, drift = fraction * gap / scale, np.maximum(margin, gap) / scale
     rest = 1 - fraction
-    return float(stats.norm.cdf((walk + drift * rest - critical) / math.sqrt(rest)))
+    chance: NDArray[np.float64] = stats.norm.cdf((walk + drift * rest - critical) / math.sqrt(rest))
+    return chance
 
 
 class _Walk:

@@ -1,0 +1,162 @@
+"""Coverage and size of every interval of the gate, cell by cell, on data of known truth."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from tasks.quality.confidence_sequence import sequence_limits
+from tasks.quality.intervals import accuracy_limits, text_limits
+from tasks.quality.paired_proportions import score_limits
+
+Floats = NDArray[np.float64]
+Limits = Callable[[float], tuple[Floats, Floats]]
+"""From a one-sided level to the lower and the upper limits of all trials."""
+
+FEWEST_CHANGES = 20
+"""Expected changed answers below which no coverage is claimed."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell.
+
+    Attributes:
+        method: which interval.
+        data: how the data were drawn.
+        truth: what the limits should enclose.
+        limits: of all trials.
+        claimed: False for a cell that is shown as what remains: no coverage is claimed there.
+    """
+
+    method: str
+    data: str
+    truth: float
+    limits: Limits
+    claimed: bool = True
+
+
+def cells(rng: np.random.Generator, trials: int) -> Iterator[Cell]:
+    """Every cell, drawn when it is asked for."""
+    yield from _independent(rng, trials)
+    yield from _clustered(rng, trials)
+    yield from _changes(rng, trials)
+    yield from _divergences(rng, trials)
+    yield from _watched(rng, trials)
+
+
+def _independent(rng: np.random.Generator, trials: int) -> Iterator[Cell]:
+    for items in (400, 600, 1260, 3133):
+        for discordance in (0.02, 0.035, 0.05, 0.1, 0.2):
+            for loss in (0.0, 0.01, 0.02, 0.03, 0.05):
+                if items * discordance < FEWEST_CHANGES or loss > discordance:
+                    continue
+                chances = [(discordance + loss) / 2, (discordance - loss) / 2, 1 - discordance]
+                lost, gained, _ = rng.multinomial(items, chances, size=trials).T
+
+                def limits(
+                    alpha: float, lost: Floats = lost, gained: Floats = gained, n: int = items
+                ) -> tuple[Floats, Floats]:
+                    return score_limits(lost, gained, n, stats.norm.isf(alpha))
+
+                yield Cell(
+                    "accuracy", f"{items} items, {discordance:.1%} change, loss {loss:.0%}", loss, limits
+                )
+
+
+def _clustered(rng: np.random.Generator, trials: int) -> Iterator[Cell]:
+    mixed = np.repeat([2, 8, 20], 20)
+    sizes = {
+        "60 clusters of 10": np.full(60, 10),
+        "200 clusters of 3": np.full(200, 3),
+        "40 clusters of 15": np.full(40, 15),
+        "60 clusters of 2 to 20": mixed,
+    }
+    for name, size in sizes.items():
+        for lost, gained in ((0.0375, 0.0075), (0.05, 0.0), (0.065, 0.035)):
+            for correlation in (0.02, 0.1, 0.2, 0.4):
+                counts = clustered_counts(rng, correlation, size, (lost, gained, 1 - lost - gained), trials)
+                data = f"{name}, {lost:.1%} lost, {gained:.1%} gained, correlation {correlation:g}"
+                one_way = gained == 0 and correlation > 0.1
+                yield Cell(
+                    "clustered accuracy", data, lost - gained, partial(accuracy_limits, *counts), not one_way
+                )
+
+
+def _changes(rng: np.random.Generator, trials: int) -> Iterator[Cell]:
+    """Changes in NLL a token about 1; a good candidate's are nearly symmetric with heavy tails."""
+    noises: dict[str, Callable[[tuple[int, int]], Floats]] = {
+        "normal": lambda shape: rng.normal(0, 1, shape),
+        "t with 3 df": lambda shape: rng.standard_t(3, shape),
+        "normal + exponential": lambda shape: rng.normal(0, 1, shape) + rng.exponential(1, shape) - 1,
+        "exponential": lambda shape: rng.exponential(1, shape) - 1,
+    }
+    for sections in (60, 80, 120):
+        for name, noise in noises.items():
+            values, weights = _sections(rng, 1 + noise((trials, sections)))
+            limits = partial(text_limits, values, weights, skewed=False)
+            yield Cell("perplexity", f"{sections} sections, {name}", 1.0, limits)
+
+
+def _divergences(rng: np.random.Generator, trials: int) -> Iterator[Cell]:
+    for sections in (60, 80, 120):
+        for spread in (0.5, 0.7, 0.9):
+            shape = (trials, sections)
+            sigma = math.sqrt(math.log1p(spread**2))
+            drawn = {
+                "gamma": rng.gamma(1 / spread**2, spread**2, shape),
+                "lognormal": rng.lognormal(-(sigma**2) / 2, sigma, shape),
+            }
+            if spread == 0.7:
+                worse = np.where(rng.random(shape) < 0.1, 3.0, 1.0) / 1.2
+                drawn["one in ten three times as divergent, gamma"] = drawn["gamma"] * worse
+            for name, nats in drawn.items():
+                values, weights = _sections(rng, nats)
+                limits = partial(text_limits, values, weights, skewed=True)
+                yield Cell("kl", f"{sections} sections, {name}, spread {spread:g}", 1.0, limits)
+
+
+def _watched(rng: np.random.Generator, trials: int) -> Iterator[Cell]:
+    """The confidence sequence, wrong if it is wrong at any of 20 looks."""
+    looks = np.arange(1, 21) * 150
+    for discordance, loss in ((0.05, 0.0), (0.05, 0.03), (0.1, 0.01)):
+        chances = [(discordance + loss) / 2, (discordance - loss) / 2, 1 - discordance]
+        counts = rng.multinomial(150, chances, size=(trials // 4, looks.size)).cumsum(1)
+
+        def limits(alpha: float, counts: Floats = counts) -> tuple[Floats, Floats]:
+            low, high = sequence_limits(counts[..., 0], counts[..., 1], looks, alpha)
+            return low.max(-1), high.min(-1)
+
+        yield Cell(
+            "confidence sequence",
+            f"20 looks at 150 items, {discordance:.0%} change, loss {loss:.0%}",
+            loss,
+            limits,
+        )
+
+
+def clustered_counts(
+    rng: np.random.Generator,
+    correlation: float,
+    sizes: NDArray[np.int64],
+    chances: tuple[float, float, float],
+    trials: int,
+) -> tuple[Floats, Floats, Floats]:
+    """Lost, gained and all items a cluster, each of shape (trials, clusters): Dirichlet-multinomial."""
+    drawn = rng.gamma(
+        np.maximum((1 - correlation) / correlation * np.array(chances), 1e-12), size=(trials, sizes.size, 3)
+    )
+    drawn[..., np.array(chances) == 0] = 0
+    total = drawn.sum(-1, keepdims=True)
+    shares = np.where(total > 0, drawn / np.where(total > 0, total, 1), [0.0, 0.0, 1.0])
+    counts = rng.multinomial(np.broadcast_to(sizes, (trials, sizes.size)), shares).astype(np.float64)
+    return counts[..., 0], counts[..., 1], np.broadcast_to(sizes, (trials, sizes.size)).astype(np.float64)
+
+
+def _sections(rng: np.random.Generator, per_token: Floats) -> tuple[Floats, Floats]:
+    weights = rng.integers(60, 300, per_token.shape).astype(np.float64)
+    return per_token * weights, weights
