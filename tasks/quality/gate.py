@@ -181,10 +181,10 @@ def _judged(
     judged = [(table, limit) for kind, table in tables if (limit := limits[kind]) is not None]
     kinds = {kind for kind, _ in tables}
     wanted = set(expected or ())
-    scored = {table.task for kind, table in tables if kind == "accuracy"}
-    unscored = sorted(wanted - scored - {TEXT}) if limits["accuracy"] is not None else []
-    no_text = not kinds & {"perplexity", "kl"}
-    if TEXT in wanted and no_text and (limits["perplexity"] or limits["kl"]):
+    tasks = wanted - {TEXT}
+    unscored = sorted(tasks - {table.task for _, table in tables}) if limits["accuracy"] is not None else []
+    has_text = any(kind != "accuracy" and table.task not in tasks for kind, table in tables)
+    if TEXT in wanted and not has_text and (limits["perplexity"] or limits["kl"]):
         unscored.insert(0, TEXT)
     for kind, limit in limits.items():
         later = TEXT in unscored if kind != "accuracy" else bool(set(unscored) - {TEXT})

@@ -188,7 +188,8 @@ def conditional_power(
     gap, scale = margin - np.asarray(loss), np.asarray(error) * math.sqrt(fraction)
     walk, drift = fraction * gap / scale, np.maximum(margin, gap) / scale
     rest = 1 - fraction
-    chance: NDArray[np.float64] = stats.norm.cdf((walk + drift * rest - critical) / math.sqrt(rest))
+    distance = walk + drift * rest - np.asarray(critical)
+    chance: NDArray[np.float64] = stats.norm.cdf(distance / math.sqrt(rest))
     return chance
 
 

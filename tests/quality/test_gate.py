@@ -378,6 +378,12 @@ def test_what_is_expected_but_not_scored_yet_keeps_a_pass_back_and_counts_for_a_
     assert (ended.verdict, ended.settled, ended.undecided) == ("FAIL", True, ())
     tasks = judge(only(reference, "facts"), only(good, "facts"), MARGINS, alpha=0.05, expected=everything)
     assert tasks.undecided == ("text", "pairs")
+    # a task that is a text itself is scored once its perplexity is there, and is not the text that is expected
+    rolling = collect(row.model_copy(update={"task": "book"}) for row in only(reference, "pydoc").rows)
+    again = collect((*rolling.rows, *only(reference, "facts").rows))
+    margins = MARGINS.model_copy(update={"kl_nats": None})
+    book = judge(again, again, margins, alpha=0.05, expected=("text", "book", "facts"))
+    assert book.undecided == ("text",)
     whole = judge(reference, good, MARGINS, alpha=0.05, expected=everything)
     assert (whole.verdict, whole.settled) == ("PASS", True)
 
