@@ -7,11 +7,11 @@ from itertools import pairwise
 
 from tasks.quality.pairing import ONE_SAMPLE_METRICS
 from tasks.quality.quality_error import QualityError
-from tasks.quality.samples import Sample, Samples
+from tasks.quality.samples import ItemNote, Sample, Samples
 
 
-def samples_of(rows: Iterable[Sample]) -> Samples:
-    """Sort rows and digest what they are samples of.
+def samples_of(rows: Iterable[Sample], notes: Iterable[ItemNote] = ()) -> Samples:
+    """Sort rows and digest what they are samples of; notes go along.
 
     Raises:
         QualityError: there is no row, or one item stands twice.
@@ -29,4 +29,18 @@ def samples_of(rows: Iterable[Sample]) -> Samples:
         if row.metric not in ONE_SAMPLE_METRICS
     ]
     body = json.dumps(items)
-    return Samples(items_digest=hashlib.sha256(body.encode()).hexdigest(), rows=tuple(ordered))
+    return Samples(
+        items_digest=hashlib.sha256(body.encode()).hexdigest(), rows=tuple(ordered), notes=tuple(notes)
+    )
+
+
+def joined_samples(parts: Iterable[Samples]) -> Samples:
+    """Sets of one model as one set.
+
+    Raises:
+        QualityError: an item stands in two of them.
+    """
+    every = list(parts)
+    return samples_of(
+        (row for part in every for row in part.rows), (note for part in every for note in part.notes)
+    )

@@ -1,18 +1,21 @@
 """What is said of a candidate: its screen on the search split, its verdict on the gate split, its held-out loss.
 
-The text is scored first. Where it alone proves a FAIL, no task is asked: nothing could turn it into a PASS.
+The text is scored first, then every task at its first look; a task that is undecided draws more items until its plan ends. What is
+proven ends the scoring: a FAIL of the text asks no task, because nothing could turn it into a PASS.
 """
 
 import math
 from typing import Literal
 
-from tasks.quality.gate import Improvement, improvement, judge
-from tasks.quality.sample_set import samples_of
+from tasks.quality.gate import TEXT, Improvement, improvement, judge
+from tasks.quality.sample_set import joined_samples, samples_of
 from tasks.quality.samples import Samples
+from tasks.quality.sequential import LookLevels, plan_looks
 from tasks.quality.verdict import GateVerdict
 from tasks.release.candidate import Candidate
+from tasks.release.gate_tasks import judged_tasks
 from tasks.release.measuring import source_candidate
-from tasks.release.scoring import CandidateScores, remember_samples
+from tasks.release.scoring import CandidateScores, remember
 from tasks.release.workspace import Workspace
 
 GateKind = Literal["preserve", "tasks"]
@@ -55,24 +58,39 @@ def judge_candidate(
         EngineError: an engine does not work.
         QualityError: the scores would not be honest.
     """
-    quality = workspace.config.quality
+    quality, margins = workspace.config.quality, workspace.config.quality.judged(kind)
     reference = source_candidate(workspace, quality.reference)
-    names = quality.tasks.names if quality.margins.accuracy is not None else ()
+    tasks = judged_tasks(workspace)
+    expected = (*tasks, TEXT)
+    plans = {
+        name: plan_looks(size, quality.alpha / quality.tries, quality.sequential)
+        for name, size in tasks.items()
+    }
+    looks: dict[str, LookLevels] = {}
     with (
         CandidateScores(workspace, reference, "gate") as source,
         CandidateScores(workspace, candidate, "gate") as changed,
     ):
-        before, after = [source.text()], [changed.text()]
-        for name in names:
-            before.append(source.task(name, quality.tasks.items))
-            after.append(changed.task(name, quality.tasks.items))
-    scored, compared = _joined(before), _joined(after)
-    verdict = judge(scored, compared, quality.judged(kind), alpha=quality.alpha, tries=quality.tries)
-    keys = {
-        "reference": remember_samples(workspace, scored),
-        "candidate": remember_samples(workspace, compared),
-    }
-    return verdict, keys
+        parts = {TEXT: (source.text(), changed.text())}
+        while True:
+            before, after = (joined_samples(part[side] for part in parts.values()) for side in (0, 1))
+            verdict = judge(
+                before,
+                after,
+                margins,
+                alpha=quality.alpha,
+                tries=quality.tries,
+                looks=looks,
+                expected=expected,
+            )
+            if verdict.settled:
+                break
+            for name in verdict.undecided:
+                look = looks[name].look + 1 if name in looks else 1
+                items = plans[name].items[look - 1]
+                parts[name] = (source.task(name, items), changed.task(name, items))
+                looks[name] = LookLevels(plan=plans[name], look=look)
+    return verdict, {"reference": remember(workspace, before), "candidate": remember(workspace, after)}
 
 
 def held_out_gain(workspace: Workspace, before: Candidate, after: Candidate) -> Improvement:
@@ -98,10 +116,6 @@ def gain_metrics(gain: Improvement, of: str = "") -> dict[str, float]:
 def describe_gain(gain: Improvement) -> str:
     """A gain in words."""
     return f"{gain.loss_change_nats:+.3f} nats a token ({gain.ci_low:+.3f} to {gain.ci_high:+.3f})"
-
-
-def _joined(parts: list[Samples]) -> Samples:
-    return samples_of(row for part in parts for row in part.rows)
 
 
 def _totals(scored: Samples, metric: str) -> tuple[float, float]:

@@ -12,11 +12,13 @@ from typing import Literal, Self
 from tasks.data.text import Section
 from tasks.engines.protocol import Engine
 from tasks.quality.divergence import diverge, reference_logits, reference_samples
+from tasks.quality.item_notes import shortened
 from tasks.quality.sample_set import samples_of
-from tasks.quality.samples import Samples
+from tasks.quality.samples import ItemNote, Sample, Samples
 from tasks.quality.score_log import ScoreLog
 from tasks.quality.tokenizer import TextTokenizer
 from tasks.release.candidate import Candidate
+from tasks.release.gate_tasks import task_set
 from tasks.release.machine import machine_digest
 from tasks.release.measuring import open_candidate, source_candidate
 from tasks.release.workspace import Workspace
@@ -65,16 +67,15 @@ class CandidateScores:
             if not logits.is_file():
                 self._say(f"{self._split} text")
                 reference_logits(self._open(), self._tokenizer(), self._sections(), logits)
-            return samples_of(reference_samples(logits))
+            return self._with_notes(reference_samples(logits))
         with CandidateScores(self._workspace, self._reference, self._split) as reference:
             reference.text()
 
         def compute() -> Samples:
             self._say(f"{self._split} text")
             with ScoreLog(self._partial(f"{answers}-{self._answers_digest(self._reference)}")) as log:
-                return samples_of(
-                    diverge(self._open(), self._tokenizer(), self._sections(), self._logits_path(), log)
-                )
+                rows = diverge(self._open(), self._tokenizer(), self._sections(), self._logits_path(), log)
+            return self._with_notes(rows)
 
         key = digest_of([answers, self._answers_digest(self._reference), self._split, "text"])
         return self._workspace.store.once(f"samples-{key}", Samples, compute)[0]
@@ -86,18 +87,15 @@ class CandidateScores:
             EngineError: it does not work.
             QualityError: the task is unknown or broken, or the scores would not be honest.
         """
-        quality, answers = self._workspace.config.quality, self._answers_digest(self._candidate)
+        answers = self._answers_digest(self._candidate)
 
         def compute() -> Samples:
-            from tasks.quality.harness import run_tasks
-
             self._say(f"{items} items of {name}")
-            rows = run_tasks(
-                self._open(), self._tokenizer(), [name],
-                include=self._workspace.task_folder, items=items, seed=quality.seed,
+            scored = task_set(self._workspace).score(
+                self._open(), self._tokenizer(), {name: items},
                 max_tokens=_context_tokens(self._folder()), partial=self._partial(answers),
             )  # fmt: skip
-            return samples_of(rows)
+            return samples_of(scored.rows, scored.notes)
 
         key = digest_of([answers, self._workspace.items_digest, name, items])
         return self._workspace.store.once(f"samples-{key}", Samples, compute)[0]
@@ -132,6 +130,15 @@ class CandidateScores:
         splits = self._workspace.splits.digest
         return digest_of([candidate.artifact, engine, batches, splits, machine_digest(), code])
 
+    def _with_notes(self, rows: list[Sample]) -> Samples:
+        texts = {section.id: section.text for section in self._sections()}
+        notes = (
+            ItemNote(task=row.task, item=row.item, item_hash=row.item_hash, prompt=shortened(texts[row.item]))
+            for row in rows
+            if row.metric == "perplexity"
+        )
+        return samples_of(rows, notes)
+
     def _logits_path(self) -> Path:
         digest = digest_of([self._answers_digest(self._reference), self._split])
         return self._workspace.derived / f"logits-{digest}"
@@ -141,7 +148,7 @@ class CandidateScores:
         return self._workspace.derived / f"scores-{digest_of([digest, self._split])}.jsonl"
 
 
-def remember_samples(workspace: Workspace, joined: Samples) -> str:
+def remember(workspace: Workspace, joined: Samples) -> str:
     """Keep the table behind a verdict; return its key in the store."""
     key = f"samples-{digest_of(joined)}"
     workspace.store.remember(key, joined)

@@ -163,6 +163,20 @@ def test_a_bad_candidate_is_rolled_back(world):
     assert "KL" in summary.reason
 
 
+def test_a_text_that_fails_asks_no_task(world, caplog):
+    caplog.set_level("INFO")
+    assert world.run(candidates=INT4).verdict == "FAIL"
+    assert not [line for line in caplog.messages if "items of keiryo" in line]
+
+
+def test_a_clear_case_draws_no_more_items_than_it_needs(world, caplog):
+    caplog.set_level("INFO")
+    assert world.run(candidates=INT8).verdict == "PASS"
+    drawn = {int(line.split(": ")[1].split()[0]) for line in caplog.messages if "items of keiryo" in line}
+    assert min(drawn) == 50  # the first of four looks
+    assert max(drawn) < 200
+
+
 def test_a_goal_that_only_the_challenger_meets_starts_recovery(world):
     recovery = "adapt: {recovery: {steps: 2}}"
     summary = world.run(candidates=f"{INT8}, {INT4}", goals="{max_weights_mib: 0.6}", more=recovery)
