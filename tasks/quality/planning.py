@@ -1,26 +1,15 @@
 """How many items a verdict needs, before anything runs.
 
-Accuracy: the power of the gate's score test for a candidate that is truly equal, by summing the trinomial over every
-outcome: exact for independent items, neither simulated nor a normal approximation. With `discordance` 5 %,
-alpha 5 % and power 80 % that is 3,133 items for a margin of 1 point and 819 for 2 points; 4,887 and 1,260
-where three tasks must pass jointly. A sequential plan's power and expected items come from the walk that its
-levels were computed with, its critical values set so that each look alone has the exact power. Perplexity and KL: the
-noncentral t distribution of the section means, with the spread given. All metrics must pass, so their powers multiply
+With `discordance` 5 %, alpha 5 % and power 80 % one task needs 3,133 items for a margin of 1 point and 819 for 2
+points; 4,887 and 1,260 where three tasks must pass jointly. All metrics must pass, so their powers multiply
 (they are taken as independent; the two text metrics are not, which errs on the safe side).
 """
 
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
-from numpy.typing import ArrayLike
-from scipy import stats
-
 from configs.quality import Margins, SequentialSettings
-from tasks.quality.confidence_sequence import critical_statistics
-from tasks.quality.intervals import MIN_TEXT_CLUSTERS, lognormal_skewness, unskewed
-from tasks.quality.paired_proportions import score_statistic
-from tasks.quality.sequential import crossing, spending_levels
+from tasks.quality.power import Performance, accuracy_performance, divergence_power, text_power
 from tasks.store.record import Record
 
 SECTION_SPREAD_NATS = 0.03
@@ -29,7 +18,7 @@ SECTION_SPREAD_NATS = 0.03
 On sections of 230 tokens it was about 0.16 x sqrt(KL): 0.022 where KL is 0.02 nats. A little more is planned.
 """
 
-KL_SPREAD_FRACTION = 0.8
+KL_SPREAD_FRACTION = 0.7
 """Standard deviation of the KL of sections, a fraction of their mean; 0.5 to 0.6 was measured."""
 
 ONE_LOOK = SequentialSettings(kind="none")
@@ -76,18 +65,6 @@ class MetricPlan(Record):
     smallest_margin: float | None
 
 
-class Performance(Record):
-    """What a test does with a candidate that is truly equal.
-
-    Attributes:
-        power: chance of a PASS.
-        expected: samples judged until it stops, on average.
-    """
-
-    power: float
-    expected: float
-
-
 Measure = Callable[[int, float], Performance]
 """From a number of samples and a margin."""
 
@@ -132,7 +109,7 @@ def plan_items(
         return text_power(n, math.log1p(margin) / section_spread_nats, level)
 
     def divergence(n: int, margin: float) -> Performance:
-        return text_power(n, 1 / kl_spread_fraction, level, lognormal_skewness(kl_spread_fraction))
+        return divergence_power(n, kl_spread_fraction, level)
 
     def accuracy(n: int, margin: float) -> Performance:
         return accuracy_performance(n, margin, discordance, level, sequential, design_effect)
@@ -171,74 +148,6 @@ def refuse_undecidable(plans: Sequence[MetricPlan]) -> None:
         f"{weakest.margin:g}: an equal candidate would pass in {100 * joint:.0f} % of runs only; allow "
         f"{weakest.needed_jointly or f'more than {MOST_SAMPLES}'} {weakest.unit}{smallest}"
     )
-
-
-def accuracy_power(
-    items: int, margin: float, discordance: float, alpha: float, design_effect: float = 1.0, loss: float = 0.0
-) -> float:
-    """Exact chance that the gate's score test passes a candidate whose true loss of accuracy is `loss`.
-
-    Sums the trinomial of (lost, gained, unchanged) over all outcomes within 8 standard deviations; a design
-    effect shrinks the number of items first. With `loss` equal to `margin` this is the size of the test.
-    """
-    n = max(1, round(items / design_effect))
-    share_lost = (discordance + loss) / (2 * discordance)
-    spread = 8 * math.sqrt(n * discordance) + 10
-    changed = np.arange(max(0, int(n * discordance - spread)), min(n, int(n * discordance + spread)) + 1)
-    half = int(4 * math.sqrt(changed[-1])) + 10
-    lost = np.floor(changed * share_lost)[:, None] + np.arange(-half, half + 1)[None, :]
-    gained = changed[:, None] - lost
-    possible = (lost >= 0) & (gained >= 0)
-    passed = score_statistic(lost.clip(0), gained.clip(0), n, margin) < -stats.norm.isf(alpha)
-    chance = stats.binom.pmf(changed, n, discordance)[:, None] * stats.binom.pmf(
-        lost, changed[:, None], share_lost
-    )
-    return float(chance[possible & passed].sum())
-
-
-def accuracy_performance(
-    items: int,
-    margin: float,
-    discordance: float,
-    alpha: float,
-    sequential: SequentialSettings,
-    design_effect: float = 1.0,
-) -> Performance:
-    """Power and expected items of a plan with `items` in all, for an equal candidate."""
-    if sequential.kind == "none":
-        power = accuracy_power(items, margin, discordance, alpha, design_effect)
-        return Performance(power=power, expected=items)
-    independent = items / design_effect
-    fractions = tuple((look + 1) / sequential.looks for look in range(sequential.looks))
-    drift = margin * math.sqrt(independent / discordance)
-    if sequential.kind == "confidence-sequence":
-        critical = critical_statistics(np.multiply(fractions, independent), margin, discordance, alpha)
-    else:
-        chances = [
-            accuracy_power(max(1, round(items * fraction)), margin, discordance, level, design_effect)
-            for fraction, level in zip(fractions, spending_levels(fractions, alpha), strict=True)
-        ]
-        critical = drift * np.sqrt(fractions) - stats.norm.ppf(np.clip(chances, 1e-12, 1 - 1e-12))
-    found = crossing(fractions, critical.tolist(), drift, sequential.futility_power)
-    ended = np.add(found.passed, found.stopped)
-    ended[-1] = 1 - ended[:-1].sum()
-    return Performance(power=sum(found.passed), expected=float(items * (ended * fractions).sum()))
-
-
-def text_power(sections: int, gap_in_spreads: float, alpha: float, skewness: ArrayLike = 0.0) -> Performance:
-    """One look at a limit that should lie below a margin `gap_in_spreads` deviations off the truth.
-
-    Args:
-        sections: clusters of the text.
-        gap_in_spreads: margin minus truth, in standard deviations of a section.
-        alpha: one-sided level.
-        skewness: that the limit allows for, of a section.
-    """
-    if sections < MIN_TEXT_CLUSTERS:
-        return Performance(power=0.0, expected=sections)
-    quantile = -unskewed(-stats.t.isf(alpha, sections - 1), np.divide(skewness, math.sqrt(sections)))
-    chance = stats.nct.sf(quantile, sections - 1, gap_in_spreads * math.sqrt(sections))
-    return Performance(power=float(chance), expected=sections)
 
 
 def _plan(

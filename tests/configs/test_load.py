@@ -50,6 +50,12 @@ def test_threads_reach_every_engine():
             "quantize.candidates.0.weights.bits=5",
             "quantize.candidates.0.weights.bits = 5: input should be 4, 8, 16 or 32",
         ),
+        ("quality.tasks.limit=2000", "quality.tasks.limit: unknown setting"),
+        (
+            "quality.sequential.kind=pocock",
+            "quality.sequential.kind = 'pocock': input should be 'obrien-fleming'",
+        ),
+        ("quality.sequential.looks=0", "quality.sequential.looks = 0"),
         ("requests.count=none", "requests.count = 'none'"),
         ("quality.text.gate_sections=20", "greater than or equal to 60"),
         ("model.source.kind=pickle", "model.source"),

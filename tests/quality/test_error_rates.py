@@ -12,7 +12,7 @@ from scipy import stats
 
 from configs.quality import SequentialSettings
 from tasks.quality.paired_proportions import score_statistic, tango_limits
-from tasks.quality.planning import accuracy_performance
+from tasks.quality.power import accuracy_performance
 from tasks.quality.sequential import LookLevels, plan_looks
 from tests.benchmarks import gate
 from tests.benchmarks.gate_trials import (

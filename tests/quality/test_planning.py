@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from configs.quality import Margins, QualitySettings
+from configs.quality import Margins, QualitySettings, SequentialSettings
+from tasks.quality.intervals import text_limits
 from tasks.quality.paired_proportions import tango_limits
 from tasks.quality.planning import (
     PlanError,
-    accuracy_power,
     joint_power,
     plan_items,
     refuse_undecidable,
-    text_power,
 )
+from tasks.quality.power import accuracy_performance, accuracy_power, divergence_power, text_power
 
 ACCURACY = {"alpha": 0.05, "tries": 1, "power": 0.8, "discordance": 0.05, "items": 600, "sections": 64}
 
@@ -71,6 +71,47 @@ def test_shipped_settings_can_decide_and_show_what_they_lack():
         assert plan.needed < plan.needed_jointly
         enough = accuracy_power(plan.chosen, plan.smallest_margin, quality.discordance, plan.alpha)
         assert enough == pytest.approx(quality.power ** (1 / len(plans)), abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["obrien-fleming", "confidence-sequence"])
+def test_a_sequential_plan_states_the_items_it_expects(kind):
+    settings = SequentialSettings(kind=kind)
+    once = plan_items(accuracy_margin(0.02), **ACCURACY, tasks=["a", "b"])[0]
+    plan = plan_items(
+        accuracy_margin(0.02), **{**ACCURACY, "items": 1300}, tasks=["a", "b"], sequential=settings
+    )[0]
+    assert once.expected == once.chosen == 600
+    assert plan.expected < 0.9 * plan.chosen
+    assert plan.needed > once.needed
+    assert plan.needed < (1.06 if kind == "obrien-fleming" else 2.4) * once.needed
+    assert plan.needed_jointly > plan.needed
+    assert plan.smallest_margin > 0
+    # what is planned for the wanted power has it, and without futility a little more
+    at_needed = accuracy_performance(plan.needed, 0.02, 0.05, 0.05, settings)
+    assert at_needed.power == pytest.approx(0.8, abs=0.01)
+    patient = settings.model_copy(update={"futility_power": None})
+    drawn_on = accuracy_performance(plan.needed, 0.02, 0.05, 0.05, patient)
+    assert at_needed.power < drawn_on.power < at_needed.power + 0.05
+    assert at_needed.expected < drawn_on.expected
+
+
+def test_one_look_of_a_sequential_plan_is_the_exact_test():
+    single = SequentialSettings(looks=1)
+    found = accuracy_performance(819, 0.02, 0.05, 0.05, single)
+    assert found.power == pytest.approx(accuracy_power(819, 0.02, 0.05, 0.05), abs=1e-6)
+    assert found.expected == pytest.approx(819)
+
+
+def test_the_power_of_a_divergence_is_that_of_other_draws_of_its_sections():
+    rng = np.random.default_rng(3)
+    sigma = np.sqrt(np.log1p(0.7**2))
+    values = 0.01 * rng.lognormal(-(sigma**2) / 2, sigma, (10_000, 64))
+    simulated = (text_limits(values, np.ones_like(values), 0.05 / 3, skewed=True)[1] < 0.02).mean()
+    settings = {**ACCURACY, "tries": 3}
+    (plan,) = plan_items(Margins(perplexity_fraction=None, accuracy=None), **settings, tasks=[])
+    assert plan.power == pytest.approx(simulated, abs=0.02)
+    assert divergence_power(120, 0.7, 0.05 / 3).power > plan.power
+    assert divergence_power(59, 0.7, 0.05).power == 0
 
 
 def test_clusters_and_tries_cost_items():
