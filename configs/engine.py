@@ -29,6 +29,9 @@ class EngineSettings(Section):
     """One engine configuration. With an artifact it makes a candidate."""
 
     engine: EngineName = Field(description="which inference engine")
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="what computes; cuda: one NVIDIA GPU (engine: transformers)"
+    )
     compute: Literal["f32", "bf16"] = Field("f32", description="type of the arithmetic")
     kv_cache: Literal["f32", "bf16", "f16", "u8", "u4"] = Field(
         "f32", description="type in which keys and values are kept"
@@ -48,6 +51,10 @@ class EngineSettings(Section):
     def _possible(self) -> "EngineSettings":
         if not self.use_kv_cache and self.engine != "transformers":
             raise ValueError("use_kv_cache: false exists for engine: transformers only; leave it out")
+        if self.device == "cuda" and self.engine != "transformers":
+            raise ValueError(
+                f"device: cuda is not offered by engine: {self.engine} in this version; use transformers, or device: cpu"
+            )
         if self.activation_group and self.engine != "openvino":
             raise ValueError("activation_group exists for engine: openvino only; set it to 0")
         if self.kv_cache in ("u8", "u4") and self.engine not in ("openvino",):

@@ -48,8 +48,8 @@ class TransformersEngine:
         """Load a checkpoint.
 
         Raises:
-            EngineUnavailable: the artifact is no checkpoint, or the cache is not of the type of the
-                arithmetic.
+            EngineUnavailable: the artifact is no checkpoint, the device is not there, or the cache is not of
+                the type of the arithmetic.
         """
         if artifact.kind != "checkpoint":
             raise EngineUnavailable(
@@ -61,32 +61,37 @@ class TransformersEngine:
                 "keeps the cache in the "
                 f"type of the arithmetic; use kv_cache: {settings.compute}"
             )
+        if settings.device == "cuda" and not torch.cuda.is_available():
+            raise EngineUnavailable(
+                f"device: cuda needs an NVIDIA GPU, its driver and a CUDA build of torch; this is torch "
+                f"{torch.__version__} without one; use device: cpu"
+            )
         set_threads(settings.threads)
         model = AutoModelForCausalLM.from_pretrained(
             artifact.folder,
             dtype=torch.float32 if settings.compute == "f32" else torch.bfloat16,
             attn_implementation="sdpa",
         )
-        return cls(model.eval(), artifact, settings, batch_tokens)
+        return cls(model.to(settings.device).eval(), artifact, settings, batch_tokens)
 
     def score(self, requests: Iterable[ScoreRequest], *, with_logits: bool = False) -> Iterator[TokenScores]:
         """Score in right-padded batches; the output head runs at the targets only. See `Engine.score`."""
         for batch in batches_by_tokens(requests, batch_tokens=self._batch_tokens, max_targets=MAX_TARGETS):
             fed = [r.context + r.targets[:-1] for r in batch]
-            ids_BT, mask_BT = _padded(fed, left=False)
+            ids_BT, mask_BT = self._padded(fed, left=False)
             width = ids_BT.shape[1]
             rows = [
                 np.arange(len(r.context) - 1, len(f)) + i * width
                 for i, (r, f) in enumerate(zip(batch, fed, strict=True))
             ]
-            self._rows = torch.from_numpy(np.concatenate(rows))
+            self._rows = torch.from_numpy(np.concatenate(rows)).to(self.settings.device)
             with torch.inference_mode():
                 logits_NV = self._model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits[0]
             self._rows = None
             begin = 0
             for request in batch:
                 count = len(request.targets)
-                part = logits_NV[begin : begin + count].float().numpy()
+                part = logits_NV[begin : begin + count].float().cpu().numpy()
                 yield score_logits(part, np.array(request.targets, np.int64), keep=with_logits)
                 begin += count
 
@@ -116,6 +121,10 @@ class TransformersEngine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _padded(self, sequences: Sequence[Sequence[int]], *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        ids_BT, mask_BT = _padded(sequences, left=left)
+        return ids_BT.to(self.settings.device), mask_BT.to(self.settings.device)
+
     def _keep_rows(self, _head: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """Before the output head: of hidden states (B, T, H) keep the wanted rows, as (1, N, H)."""
         if self._rows is None:
@@ -125,7 +134,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _generate_batch(self, requests: Sequence[GenerationRequest], began: float) -> list[Generation]:
-        ids_BT, mask_BT = _padded([r.prompt for r in requests], left=True)
+        ids_BT, mask_BT = self._padded([r.prompt for r in requests], left=True)
         cache = DynamicCache(config=self._model.config) if self.settings.use_kv_cache else None
         fed_BT = ids_BT
         tokens: list[list[int]] = [[] for _ in requests]
@@ -141,9 +150,10 @@ class TransformersEngine:
                 use_cache=cache is not None,
                 logits_to_keep=1,
             ).logits[:, -1].argmax(-1)  # fmt: skip
+            picked = next_B.tolist()  # waits for the device
             now = time.perf_counter() - began
             for i in tuple(running):
-                token = int(next_B[i])
+                token = picked[i]
                 tokens[i].append(token)
                 times[i].append(now)
                 ended = token in self._stop and not requests[i].ignore_eos

@@ -76,3 +76,27 @@ def test_eos_stops_unless_ignored(checkpoint: Artifact) -> None:
 def test_a_cache_of_another_type_is_refused(checkpoint: Artifact) -> None:
     with pytest.raises(EngineUnavailable, match="kv_cache: bf16"):
         TransformersEngine.open(checkpoint, EngineSettings(engine="transformers", kv_cache="bf16"))
+
+
+CUDA = EngineSettings(engine="transformers", device="cuda")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_refused_in_one_line(checkpoint: Artifact) -> None:
+    with pytest.raises(EngineUnavailable, match=r"device: cuda needs an NVIDIA GPU.*use device: cpu"):
+        TransformersEngine.open(checkpoint, CUDA)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_gpu_scores_and_generates_what_the_cpu_does(checkpoint: Artifact) -> None:
+    requests = [ScoreRequest(p[:1], p[1:]) for p in PROMPTS]
+    prompts = [GenerationRequest(p, 6, ignore_eos=True) for p in PROMPTS]
+    with _engine(checkpoint) as cpu, TransformersEngine.open(checkpoint, CUDA) as gpu:
+        for here, there in zip(cpu.score(requests), gpu.score(requests), strict=True):
+            np.testing.assert_allclose(here.logprobs, there.logprobs, atol=1e-3)
+        assert [g.tokens for g in gpu.generate(prompts)] == [g.tokens for g in cpu.generate(prompts)]
+
+
+def test_engines_without_a_gpu_path_refuse_one() -> None:
+    with pytest.raises(ValueError, match="device: cuda is not offered by engine: openvino"):
+        EngineSettings(engine="openvino", device="cuda")
