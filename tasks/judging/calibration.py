@@ -13,7 +13,7 @@ Too few items fail like a bad judge does: the limit lies too low.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from scipy.stats import binomtest
 
@@ -58,15 +58,15 @@ class ProbeResult(Record):
 def probe_criterion(results: Sequence[ProbeResult], settings: Calibration) -> Criterion:
     """The corrupted answer must lose."""
     won = sum(result.outcome == "first" for result in results)
-    found = Counter(result.probe.kind for result in results if result.outcome != "first")
-    missed = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sorted(found.items()))
+    kinds = _listed(result.probe.kind.replace("_", " ") for result in results if result.outcome != "first")
+    replies = _listed(result.outcome for result in results if result.outcome != "first")
     return _share(
         "known-answer probes",
         won,
         len(results),
         settings.min_probe_rate,
         settings.alpha,
-        f"the corrupted answer lost in both orders{f' (not: {missed})' if missed else ''}",
+        f"the corrupted answer lost in both orders{f' (not: {kinds}; {replies})' if kinds else ''}",
     )
 
 
@@ -165,3 +165,7 @@ def _share(name: str, good: int, items: int, threshold: float, alpha: float, wha
         threshold=threshold,
         items=items,
     )
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(f"{count} {word}" for word, count in sorted(Counter(words).items()))

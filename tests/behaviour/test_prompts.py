@@ -107,6 +107,8 @@ def test_a_tokenizer_without_a_template_takes_plain_prompts_only(tmp_path: Path)
 
 
 def test_a_chat_template_is_applied_up_to_where_the_answer_begins(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
     folder = tiny_llama(tmp_path / "tiny").folder
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
     (folder / "chat_template.jinja").write_text(template)
@@ -114,6 +116,10 @@ def test_a_chat_template_is_applied_up_to_where_the_answer_begins(tmp_path: Path
     ids = tokenizer.encode([Message(role="user", content="the keys")])
 
     assert tokenizer.decode(ids) == "user: the keysassistant:"
+    reference = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        [{"role": "user", "content": "the keys"}], add_generation_prompt=True, return_dict=False
+    )
+    assert list(ids) == list(reference)
     assert ids.count(1) == 1  # the template's </s> is the special token, not its letters
     assert tokenizer.ends(1)
     assert not tokenizer.ends(ids[0])
