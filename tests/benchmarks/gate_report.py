@@ -224,7 +224,7 @@ def _plot_curves(axes: Axes, curves: Curves) -> None:
     axes.set(
         xlabel="true loss of accuracy, points (margin 2)", ylabel="accepted, %", title="Who is let through"
     )
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left")
 
 
 def _plot_cells(axes: Axes, rows: Sequence[Row]) -> None:
