@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from configs.quality import Margins, SequentialSettings
+from tasks.quality.intervals import MIN_ITEM_CLUSTERS, accuracy_limits, effective_clusters
 from tasks.quality.planning import plan_items
 from tasks.quality.power import accuracy_performance, accuracy_power
 from tasks.quality.sequential import LookLevels, LookPlan, plan_looks
-from tests.benchmarks.gate_cells import cells
+from tests.benchmarks.gate_cells import cells, clustered_looks
 from tests.benchmarks.gate_report import Row, rate, write_report
 from tests.benchmarks.gate_trials import (
     Counts,
@@ -39,6 +40,7 @@ def main() -> None:
     rows = [
         *planned_sizes(rng),
         *sequential_plans(rng),
+        *clustered_plans(rng),
         *ladder(rng),
         *agreement(rng),
         *coverage(rng),
@@ -112,6 +114,33 @@ def sequential_plans(rng: np.random.Generator) -> Iterator[Row]:
                 claim = 1.0 if kind == "obrien-fleming" else None
                 yield rate(f"{name}/items_of_one_look", drawn, share, most=claim)
                 yield rate(f"{name}/items_of_its_most", drawn, ended.items / items, most=1.0)
+
+
+def clustered_plans(rng: np.random.Generator) -> Iterator[Row]:
+    """An O'Brien-Fleming type plan on clustered items, a candidate exactly at the margin, drawn to the end."""
+    for clusters, size, correlation, chances in (
+        (100, 10, 0.1, (0.065, 0.035, 0.9)),
+        (60, 10, 0.05, (0.04, 0.01, 0.95)),
+        (200, 10, 0.05, (0.03, 0.01, 0.96)),
+        (100, 10, 0.2, (0.065, 0.035, 0.9)),
+    ):
+        margin = chances[0] - chances[1]
+        plan = plan_looks(clusters * size, ALPHA, SequentialSettings())
+        sizes = np.full(clusters, size)
+        accepted, failed = np.zeros(TRIALS, dtype=bool), np.zeros(TRIALS, dtype=bool)
+        seen = clustered_looks(rng, correlation, sizes, chances, plan.items, TRIALS)
+        for counts, level in zip(seen, plan.levels, strict=True):
+            low, high = accuracy_limits(*counts, level)
+            enough = effective_clusters(counts[2]) >= MIN_ITEM_CLUSTERS
+            accepted |= enough & (high < margin)
+            failed |= enough & (low > margin)
+        name = "keiryo_obrien-fleming/clustered accuracy"
+        work = (
+            f"{clusters} clusters of {size}, {chances[0]:.1%} lost, {chances[1]:.1%} gained, "
+            f"correlation {correlation:g}, margin {margin:.0%}"
+        )
+        yield rate(f"{name}/false_accept", work, accepted, most=ALPHA)
+        yield rate(f"{name}/false_fail", work, failed, most=ALPHA + SIZE_TOLERANCE)
 
 
 def _pieces(rng: np.random.Generator, plan: LookPlan, losses: Sequence[float]) -> list[Counts]:

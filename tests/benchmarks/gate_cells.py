@@ -1,9 +1,10 @@
 """Coverage and size of every interval of the gate, cell by cell, on data of known truth."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,14 +160,45 @@ def clustered_counts(
     trials: int,
 ) -> tuple[Floats, Floats, Floats]:
     """Lost, gained and all items a cluster, each of shape (trials, clusters): Dirichlet-multinomial."""
-    drawn = rng.gamma(
-        np.maximum((1 - correlation) / correlation * np.array(chances), 1e-12), size=(trials, sizes.size, 3)
-    )
-    drawn[..., np.array(chances) == 0] = 0
-    total = drawn.sum(-1, keepdims=True)
-    shares = np.where(total > 0, drawn / np.where(total > 0, total, 1), [0.0, 0.0, 1.0])
+    shares = _shares(rng, correlation, sizes.size, chances, trials)
     counts = rng.multinomial(np.broadcast_to(sizes, (trials, sizes.size)), shares).astype(np.float64)
     return counts[..., 0], counts[..., 1], np.broadcast_to(sizes, (trials, sizes.size)).astype(np.float64)
+
+
+def clustered_looks(
+    rng: np.random.Generator,
+    correlation: float,
+    sizes: NDArray[np.int64],
+    chances: tuple[float, float, float],
+    looks: Sequence[int],
+    trials: int,
+) -> Iterator[tuple[Floats, Floats, Floats]]:
+    """As `clustered_counts`, at each look: the items of all clusters come in random order."""
+    shares = _shares(rng, correlation, sizes.size, chances, trials)
+    order = rng.permuted(np.tile(np.repeat(np.arange(sizes.size), sizes), (trials, 1)), axis=1)
+    order += sizes.size * np.arange(trials)[:, None]
+    counts, drawn = np.zeros((trials, sizes.size, 3)), np.zeros((trials, sizes.size))
+    for first, last in pairwise((0, *looks)):
+        added = np.bincount(order[:, first:last].ravel(), minlength=drawn.size).reshape(drawn.shape)
+        counts += rng.multinomial(added, shares)
+        drawn += added
+        yield counts[..., 0], counts[..., 1], np.maximum(drawn, 1e-9)
+
+
+def _shares(
+    rng: np.random.Generator,
+    correlation: float,
+    clusters: int,
+    chances: tuple[float, float, float],
+    trials: int,
+) -> Floats:
+    """Each cluster's own chances of (lost, gained, unchanged), Dirichlet, shape (trials, clusters, 3)."""
+    concentration = (1 - correlation) / correlation * np.array(chances)
+    drawn = rng.gamma(np.maximum(concentration, 1e-12), size=(trials, clusters, 3))
+    drawn[..., np.array(chances) == 0] = 0
+    total = drawn.sum(-1, keepdims=True)
+    shares: Floats = np.where(total > 0, drawn / np.where(total > 0, total, 1), [0.0, 0.0, 1.0])
+    return shares
 
 
 def _sections(rng: np.random.Generator, per_token: Floats) -> tuple[Floats, Floats]:

@@ -244,6 +244,14 @@ def test_too_little_text_is_refused():
         text_interval(np.ones(120), np.ones(120), np.arange(120) % 59, alpha=0.05)
 
 
+def test_a_divergence_of_rounding_noise_has_a_finite_interval():
+    noise = np.random.default_rng(6).normal(-1e-9, 1e-8, 64)
+    low, high = text_limits(noise, np.ones(64), 0.05, skewed=True)
+    assert -1e-7 < low < noise.mean() < high < 1e-7
+    low, high = text_limits(np.zeros(64), np.ones(64), 0.05, skewed=True)
+    assert low == high == 0
+
+
 def lognormal(rng, spread, shape):
     sigma = np.sqrt(np.log(1 + spread**2))
     return rng.lognormal(-(sigma**2) / 2, sigma, shape)
