@@ -101,6 +101,24 @@ def test_without_margins_drift_is_reported_and_nothing_is_decided() -> None:
     assert check(report, "refusal").drift.low > 0.2
 
 
+def test_failing_one_of_several_checks_needs_more_proof_than_failing_the_only_one() -> None:
+    refusals = dict.fromkeys(range(16), REFUSAL)
+    alone = compared(refusals, BehaviourMargins(max_refusal_drift=0.1))
+    among = compared(refusals, MARGINS.model_copy(update={"max_length_drift_fraction": 9.0}))
+
+    assert check(alone, "refusal").verdict == "FAIL"
+    assert check(among, "refusal").verdict == "INCONCLUSIVE"
+    assert check(alone, "refusal").drift == check(among, "refusal").drift
+
+
+def test_several_tries_share_the_error_rate() -> None:
+    source = answers([prose(i) for i in range(COUNT)], "source")
+    once, thrice = (compare_answers(source, source, BehaviourSettings(), tries=n) for n in (1, 3))
+
+    assert (once.alpha, thrice.alpha) == (0.05, pytest.approx(0.05 / 3))
+    assert check(thrice, "refusal").drift.high > check(once, "refusal").drift.high
+
+
 def test_format_is_judged_on_the_prompts_that_ask_for_one() -> None:
     asked = (*prompts(60)[:20], *prompts(60, expects="number")[20:])
     source = answers([str(i) for i in range(60)], "source", asked)
