@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from configs.behaviour import BehaviourSettings, JudgeSettings
 from configs.engine import EngineSettings, SchedulerSettings
 from configs.model import ModelSettings
 from configs.quality import REFERENCE, QualitySettings
@@ -164,6 +165,12 @@ class Config(Section):
     )
     goals: Goals = Goals()
     quality: QualitySettings = QualitySettings()
+    behaviour: BehaviourSettings | None = Field(
+        BehaviourSettings(), description="rule-based checks of what passes the gate; null: none"
+    )
+    judge: JudgeSettings | None = Field(
+        None, description="a language model that compares the answers of `behaviour`, if it earns a vote"
+    )
     requests: RequestSettings = RequestSettings()
     profile: ProfileSettings = ProfileSettings()
     quantize: QuantizeSettings | None = None
@@ -195,8 +202,17 @@ class Config(Section):
             raise ValueError(
                 "batching, adapt and distill act on what quantize proposes; add a quantize section"
             )
+        if self.judge is not None and self.behaviour is None:
+            raise ValueError("judge compares the answers of behaviour; add a behaviour section")
         if self.quality.margins.accuracy is None and (self.distill or (self.adapt and self.adapt.data)):
             raise ValueError(
                 "adapt.data and distill change the model on purpose and are judged on tasks; set quality.margins.accuracy"
             )
         return self
+
+    @property
+    def needs_hub(self) -> bool:
+        """Whether the model or the tasks come from the Hugging Face hub."""
+        return self.model.source.kind == "hub" or (
+            self.quality.tasks.pack is None and self.quality.margins.accuracy is not None
+        )

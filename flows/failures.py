@@ -7,13 +7,27 @@ import sys
 
 
 def bad_input() -> tuple[type[Exception], ...]:
-    """Errors in a configuration, a model, data, or an identifier on the command line."""
+    """Errors in a configuration, a model, data, tasks, or an identifier on the command line.
+
+    In a stage a QualityError makes the verdict ERROR; here it comes from the preparation, before anything ran.
+    """
     from configs.load import ConfigError
+    from tasks.behaviour.error import BehaviourError
     from tasks.data.text_error import TextError
+    from tasks.judging.error import LabelError
     from tasks.models.errors import ModelSourceError
     from tasks.quality.planning import PlanError
+    from tasks.quality.quality_error import QualityError
 
-    kinds: tuple[type[Exception], ...] = (ConfigError, TextError, ModelSourceError, PlanError)
+    kinds: tuple[type[Exception], ...] = (
+        BehaviourError,
+        ConfigError,
+        LabelError,
+        ModelSourceError,
+        PlanError,
+        QualityError,
+        TextError,
+    )
     if "tasks.adaptation.data" in sys.modules:
         from tasks.adaptation.data import DataError
 
@@ -38,8 +52,8 @@ def expected_failures() -> tuple[type[Exception], ...]:
 
         kinds += (ServerError,)
     if "mlflow" in sys.modules:
-        from tasks.tracking.query import RolloutUnfinished
+        from tasks.tracking.query import OtherVersion, RolloutUnfinished
         from tasks.tracking.store import TrackingError
 
-        kinds += (RolloutUnfinished, TrackingError)
+        kinds += (OtherVersion, RolloutUnfinished, TrackingError)
     return kinds

@@ -1,5 +1,6 @@
 """`keiryo plan` and `keiryo doctor`: what can be said before anything runs."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from tasks.release.plan import Plan, make_plan
 from tasks.release.stage_result import StageResult
 from tasks.store.store import store_home
 
+logger = logging.getLogger(__name__)
+
 
 def plan(config: Path, overrides: Sequence[str]) -> Plan:
     """Budget, samples and recommended stack of a configuration.
@@ -19,7 +22,7 @@ def plan(config: Path, overrides: Sequence[str]) -> Plan:
         ConfigError, ModelSourceError, TextError, PlanError: the input cannot be used.
     """
     settings = load_config(config, overrides)
-    prepare_environment(store_home(), hub=settings.model.source.kind == "hub", threads=settings.threads)
+    prepare_environment(store_home(), hub=settings.needs_hub, threads=settings.threads)
     return make_plan(settings, _measured(settings))
 
 
@@ -30,7 +33,13 @@ def _measured(settings: Config) -> tuple[StageResult, ...]:
 
     tracking = open_tracking(settings.tracking)
     decided = [row for row in query.list_runs(tracking, settings.model.name) if row.verdict is not None]
-    return query.load_evidence(tracking, decided[0].run_id).results if decided else ()
+    if not decided:
+        return ()
+    try:
+        return query.load_results(tracking, query.load_run(tracking, decided[0].run_id))
+    except query.OtherVersion as error:
+        logger.warning("planned without measurements: %s", error)
+        return ()
 
 
 def doctor() -> Availability:

@@ -9,6 +9,7 @@ from tasks.release.summary import MetricComparison, RolloutSummary, compare_runs
 from tasks.store.record import Record
 from tasks.store.store import Store, store_home
 from tasks.tracking import query, registry
+from tasks.tracking.runs import load_changed
 from tasks.tracking.store import Tracking, open_tracking
 
 
@@ -50,7 +51,10 @@ def save_report(reference: str, out: Path) -> Path:
     """Render the report of a rollout to a file."""
     from tasks.report.html import render_report
 
-    out.write_text(render_report(query.load_evidence(_tracking(), reference)), encoding="utf-8")
+    tracking = _tracking()
+    evidence = query.load_evidence(tracking, reference)
+    changed = load_changed(tracking, evidence.summary.run_id)
+    out.write_text(render_report(evidence, changed=changed), encoding="utf-8")
     return out
 
 

@@ -24,7 +24,7 @@ def run(config: Path, overrides: Sequence[str]) -> RolloutSummary:
         Exception: whatever stopped the flow without a verdict.
     """
     settings = load_config(config, overrides)
-    prepare_environment(store_home(), hub=settings.model.source.kind == "hub", threads=settings.threads)
+    prepare_environment(store_home(), hub=settings.needs_hub, threads=settings.threads)
     stop_orphans()
     os.environ[OWNER] = str(os.getpid())
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings

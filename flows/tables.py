@@ -136,11 +136,20 @@ def plan(found: Plan) -> None:
         )  # fmt: skip
     console.print(memory)
     samples = _table(
-        "task", "metric", "margin", "allowed", "power", "needed", "needed jointly", "smallest margin"
+        "task",
+        "metric",
+        "margin",
+        "allowed",
+        "expected",
+        "power",
+        "needed",
+        "needed jointly",
+        "smallest margin",
     )
     for metric in found.samples:
         samples.add_row(
-            metric.task, metric.metric, f"{metric.margin:g}", f"{metric.chosen} {metric.unit}", f"{metric.power:.0%}",
+            metric.task, metric.metric, f"{metric.margin:g}", f"{metric.chosen} {metric.unit}", f"{metric.expected:.0f}",
+            f"{metric.power:.0%}",
             str(metric.needed or "> 1M"), str(metric.needed_jointly or "> 1M"),
             "" if metric.smallest_margin is None else f"{metric.smallest_margin:.3g}",
         )  # fmt: skip

@@ -68,8 +68,8 @@ def adapt_to_data(workspace: Workspace, settings: AdaptSettings, release: Candid
     texts = _texts(workspace, settings.data or "text")
     tried = [_adapt(workspace, settings, lora, texts, release) for lora in settings.methods]
     best = min(tried, key=lambda each: each.result.screen["perplexity_delta_fraction"])
-    gate, keys = judge_candidate(workspace, best.candidate, "tasks")
-    verdict = gate.verdict if gate.verdict != "PASS" or best.gain.improved else "INCONCLUSIVE"
+    judged = judge_candidate(workspace, best.candidate, "tasks")
+    verdict = judged.verdict if judged.verdict != "PASS" or best.gain.improved else "INCONCLUSIVE"
     losses = "; ".join(f"{each.lora.method} {describe_gain(each.gain)}" for each in tried)
     metrics = {
         f"train/{name}": value
@@ -82,14 +82,16 @@ def adapt_to_data(workspace: Workspace, settings: AdaptSettings, release: Candid
         stage="adapt",
         verdict=verdict,
         kept=verdict == "PASS",
-        reason=f"held-out loss against the source: {losses}; {best.lora.method} judged: {gate.reason}",
+        reason=f"held-out loss against the source: {losses}; {best.lora.method} judged: {judged.reason}",
         proposal=best.candidate,
         measurement=best.result.measurement,
-        gate=gate,
+        gate=judged.gate,
         candidates=tuple(each.result for each in tried),
-        samples=keys,
-        metrics=metrics | {f"quality/{name}": value for name, value in gain_metrics(best.gain).items()},
-        text={f"training_{each.lora.method}.csv": curve_csv(each.log) for each in tried},
+        samples=judged.samples,
+        metrics=metrics
+        | judged.metrics
+        | {f"quality/{name}": value for name, value in gain_metrics(best.gain).items()},
+        text=judged.text | {f"training_{each.lora.method}.csv": curve_csv(each.log) for each in tried},
     )
 
 
@@ -123,21 +125,22 @@ def recover_challenger(workspace: Workspace, settings: AdaptSettings, challenger
     )
     measurement = measure_candidate(workspace, candidate)
     before, after = screen_candidate(workspace, challenger), screen_candidate(workspace, candidate)
-    gate, keys = judge_candidate(workspace, candidate, "preserve")
+    judged = judge_candidate(workspace, candidate, "preserve")
     return StageResult(
         stage="adapt",
-        verdict=gate.verdict,
-        kept=gate.verdict == "PASS",
-        reason=f"recovery: KL {before['kl_nats']:.4f} -> {after['kl_nats']:.4f} nats on the search split; {gate.reason}",
+        verdict=judged.verdict,
+        kept=judged.verdict == "PASS",
+        reason=f"recovery: KL {before['kl_nats']:.4f} -> {after['kl_nats']:.4f} nats on the search split; {judged.reason}",
         proposal=candidate,
         measurement=measurement,
-        gate=gate,
+        gate=judged.gate,
         candidates=(
             CandidateResult(name=candidate.name, candidate=candidate, measurement=measurement, screen=after),
         ),
-        samples=keys,
-        metrics={f"train/{name}": value for name, value in training_metrics("recovery", log).items()},
-        text={"training_recovery.csv": curve_csv(log)},
+        samples=judged.samples,
+        metrics=judged.metrics
+        | {f"train/{name}": value for name, value in training_metrics("recovery", log).items()},
+        text=judged.text | {"training_recovery.csv": curve_csv(log)},
     )
 
 

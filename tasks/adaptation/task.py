@@ -4,6 +4,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.release.candidate import Candidate
+from tasks.release.conduct import judging_inputs
 from tasks.release.decision import AdaptationPurpose
 from tasks.release.stage_memory import remembered_stage
 from tasks.release.stage_result import StageResult
@@ -27,5 +28,5 @@ def adapt_stage(
 
         return (adapt_to_data if purpose == "data" else recover_challenger)(workspace, settings, start)
 
-    inputs = [settings, purpose, start, config.quality, config.requests, config.threads]
+    inputs = [settings, purpose, start, *judging_inputs(config), config.requests, config.threads]
     return run.record(remembered_stage(workspace, "adapt", inputs, compute))

@@ -5,6 +5,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.batching.tune import tune_batching
 from tasks.release.candidate import Candidate
+from tasks.release.conduct import judging_inputs
 from tasks.release.stage_memory import remembered_stage
 from tasks.release.stage_result import StageResult
 from tasks.release.workspace import Workspace
@@ -24,7 +25,7 @@ def batching_stage(
         return run.record(
             StageResult.skipped("batching", "no candidate has passed; the baseline serves one after another")
         )
-    inputs = [settings, release, config.quality, config.requests, config.threads]
+    inputs = [settings, release, *judging_inputs(config), config.requests, config.threads]
     return run.record(
         remembered_stage(workspace, "batching", inputs, lambda: tune_batching(workspace, settings, release))
     )

@@ -44,11 +44,12 @@ def tune_batching(workspace: Workspace, settings: BatchingSettings, release: Can
             candidates=results, metrics=metrics | {"perf/throughput_gain": gain}, text=text,
             reason=f"the quickest, {best.name}, has {figures}; more than {settings.min_gain:g} is asked",
         )  # fmt: skip
-    gate, keys = judge_candidate(workspace, best.candidate, "preserve")
+    judged = judge_candidate(workspace, best.candidate, "preserve")
     return StageResult(
-        stage="batching", verdict=gate.verdict, kept=gate.verdict == "PASS", proposal=best.candidate,
-        measurement=best.measurement, gate=gate, candidates=results, samples=keys,
-        metrics=metrics | {"perf/throughput_gain": gain}, text=text, reason=f"{best.name}: {figures}; {gate.reason}",
+        stage="batching", verdict=judged.verdict, kept=judged.verdict == "PASS", proposal=best.candidate,
+        measurement=best.measurement, gate=judged.gate, candidates=results, samples=judged.samples,
+        metrics=metrics | judged.metrics | {"perf/throughput_gain": gain}, text=text | judged.text,
+        reason=f"{best.name}: {figures}; {judged.reason}",
     )  # fmt: skip
 
 

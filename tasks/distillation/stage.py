@@ -37,28 +37,29 @@ def distill_student(workspace: Workspace, settings: DistillSettings, release: Ca
     untrained = make_candidate(workspace, start, release.engine, release.format, note=", pruned")
     candidate = make_candidate(workspace, student, release.engine, release.format, note=", student")
     measurement = measure_candidate(workspace, candidate)
-    gate, keys = judge_candidate(workspace, candidate, "tasks")
+    judged = judge_candidate(workspace, candidate, "tasks")
     gain = held_out_gain(workspace, untrained, candidate)
-    verdict = gate.verdict if gate.verdict != "PASS" or gain.improved else "INCONCLUSIVE"
+    verdict = judged.verdict if judged.verdict != "PASS" or gain.improved else "INCONCLUSIVE"
     return StageResult(
         stage="distill",
         verdict=verdict,
         kept=verdict == "PASS",
         reason=(
             f"student of {start.manifest.recipe['layers']} layers: held-out loss against its pruned start "
-            f"{describe_gain(gain)}; {gate.reason}"
+            f"{describe_gain(gain)}; {judged.reason}"
         ),
         proposal=candidate,
         measurement=measurement,
-        gate=gate,
+        gate=judged.gate,
         candidates=(
             CandidateResult(name=untrained.name, candidate=untrained, measurement=None),
             CandidateResult(name=candidate.name, candidate=candidate, measurement=measurement),
         ),
-        samples=keys,
-        metrics={f"train/{name}": value for name, value in training_metrics("distill", log).items()}
+        samples=judged.samples,
+        metrics=judged.metrics
+        | {f"train/{name}": value for name, value in training_metrics("distill", log).items()}
         | {f"quality/{name}": value for name, value in gain_metrics(gain).items()},
-        text={"training_distill.csv": curve_csv(log)},
+        text=judged.text | {"training_distill.csv": curve_csv(log)},
     )
 
 

@@ -6,6 +6,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.release.candidate import Candidate
+from tasks.release.conduct import judging_inputs
 from tasks.release.stage_memory import remembered_stage
 from tasks.release.stage_result import StageResult
 from tasks.release.workspace import Workspace
@@ -30,5 +31,5 @@ def distill_stage(
 
         return distill_student(workspace, settings, release)
 
-    inputs = [settings, release, config.quality, config.requests, config.threads]
+    inputs = [settings, release, *judging_inputs(config), config.requests, config.threads]
     return run.record(remembered_stage(workspace, "distill", inputs, compute))

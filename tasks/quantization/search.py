@@ -42,20 +42,22 @@ def quantize(workspace: Workspace, settings: QuantizeSettings, baseline: Measure
             candidates=results,
             reason=f"no candidate could be built and measured ({reasons})",
         )
-    gate, keys = judge_candidate(workspace, chosen.candidate, "preserve")
-    kept = gate.verdict == "PASS"
+    judged = judge_candidate(workspace, chosen.candidate, "preserve")
+    kept = judged.verdict == "PASS"
     missed = missed_goals(workspace.config.goals, chosen.measurement, baseline) if chosen.measurement else ()
     note = f"; misses {'; '.join(missed)}" if kept and missed else ""
     return StageResult(
         stage="quantize",
-        verdict=gate.verdict,
+        verdict=judged.verdict,
         kept=kept,
-        reason=f"{chosen.name}: {gate.reason}{note}",
+        reason=f"{chosen.name}: {judged.reason}{note}",
         proposal=chosen.candidate,
         measurement=chosen.measurement,
-        gate=gate,
+        gate=judged.gate,
         candidates=results,
-        samples=keys,
+        samples=judged.samples,
+        metrics=judged.metrics,
+        text=judged.text,
     )
 
 

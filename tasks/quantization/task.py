@@ -5,6 +5,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.quantization.search import quantize
 from tasks.release.candidate import Measurement
+from tasks.release.conduct import judging_inputs
 from tasks.release.stage_memory import remembered_stage
 from tasks.release.stage_result import StageResult
 from tasks.release.workspace import Workspace
@@ -18,7 +19,7 @@ def quantize_stage(workspace: Workspace, run: RolloutRun, baseline: Measurement)
     settings = config.quantize
     if settings is None:
         return run.record(StageResult.skipped("quantize", "the configuration has no quantize section"))
-    inputs = [settings, config.quality, config.goals, config.requests, config.threads, baseline]
+    inputs = [settings, *judging_inputs(config), config.goals, config.requests, config.threads, baseline]
     return run.record(
         remembered_stage(workspace, "quantize", inputs, lambda: quantize(workspace, settings, baseline))
     )

@@ -7,16 +7,20 @@ proven ends the scoring: a FAIL of the text asks no task, because nothing could 
 import math
 from typing import Literal
 
+from pydantic import Field
+
 from tasks.quality.gate import TEXT, Improvement, improvement, judge
 from tasks.quality.sample_set import joined_samples, samples_of
 from tasks.quality.samples import Samples
 from tasks.quality.sequential import LookLevels, plan_looks
-from tasks.quality.verdict import GateVerdict
+from tasks.quality.verdict import GateVerdict, VerdictName
 from tasks.release.candidate import Candidate
+from tasks.release.conduct import examine, worse
 from tasks.release.gate_tasks import judged_tasks
 from tasks.release.measuring import source_candidate
 from tasks.release.scoring import CandidateScores, remember
 from tasks.release.workspace import Workspace
+from tasks.store.record import Record
 
 GateKind = Literal["preserve", "tasks"]
 
@@ -41,23 +45,55 @@ def screen_candidate(workspace: Workspace, candidate: Candidate) -> dict[str, fl
     }
 
 
-def judge_candidate(
-    workspace: Workspace, candidate: Candidate, kind: GateKind
-) -> tuple[GateVerdict, dict[str, str]]:
-    """The gate's verdict on a candidate, against the source model at full precision.
+class Judgement(Record):
+    """What was decided about a candidate's quality, and on what.
+
+    Attributes:
+        verdict: PASS only where the gate says so, and nothing in the answers against it.
+        reason: one line.
+        gate: the verdict on text and tasks.
+        samples: keys of the samples behind the gate, by role.
+        metrics: further figures under their MLflow names.
+        text: tables for the reader, by file name.
+    """
+
+    verdict: VerdictName
+    reason: str
+    gate: GateVerdict
+    samples: dict[str, str]
+    metrics: dict[str, float] = Field(default_factory=dict)
+    text: dict[str, str] = Field(default_factory=dict)
+
+
+def judge_candidate(workspace: Workspace, candidate: Candidate, kind: GateKind) -> Judgement:
+    """The verdict on a candidate, against the source model at full precision: the gate, then its answers.
 
     Args:
         workspace: of the rollout.
         candidate: what is proposed.
         kind: "preserve" gates perplexity, KL and accuracy; "tasks", for a model that was changed on purpose, accuracy alone.
 
-    Returns:
-        The verdict, and the keys of the samples behind it by role.
-
     Raises:
         EngineError: an engine does not work.
         QualityError: the scores would not be honest.
+        BehaviourError, LabelError: the prompts or labels cannot be used.
     """
+    gate, keys = _gate(workspace, candidate, kind)
+    if gate.verdict != "PASS":
+        return Judgement(verdict=gate.verdict, reason=gate.reason, gate=gate, samples=keys)
+    conduct = examine(workspace, candidate)
+    return Judgement(
+        verdict=worse(gate.verdict, conduct.verdict) or gate.verdict,
+        reason="; ".join(filter(None, (gate.reason, conduct.reason))),
+        gate=gate,
+        samples=keys,
+        metrics=conduct.metrics,
+        text=conduct.text,
+    )
+
+
+def _gate(workspace: Workspace, candidate: Candidate, kind: GateKind) -> tuple[GateVerdict, dict[str, str]]:
+    """The gate's verdict, and the keys of the samples behind it by role."""
     quality, margins = workspace.config.quality, workspace.config.quality.judged(kind)
     reference = source_candidate(workspace, quality.reference)
     tasks = judged_tasks(workspace)

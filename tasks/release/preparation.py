@@ -5,7 +5,9 @@ from pathlib import Path
 from configs.load import ConfigError
 from configs.schema import Config
 from configs.weights import WeightSettings
+from tasks.behaviour.prompts import prompts_of
 from tasks.data.text import TextSplits, split_text
+from tasks.judging.human_labels import read_labels
 from tasks.models.checkpoint import Architecture, read_architecture
 from tasks.models.sources import acquire
 from tasks.quality.pack.write import PackInfo, write_pack
@@ -20,10 +22,12 @@ def make_workspace(config: Config) -> Workspace:
     """Acquire the model, split the text, write the tasks.
 
     Raises:
-        ModelSourceError, TextError, ConfigError, PlanError: the input cannot be used; each names the setting.
+        ModelSourceError, TextError, ConfigError, PlanError, QualityError, BehaviourError, LabelError: the input cannot be used; each
+            names the setting.
         StoreError: the disk is full.
     """
     refuse_undecidable(plan_quality(config))
+    check_prompts(config)
     store = Store(store_home())
     source = acquire(config.model, store)
     architecture = read_architecture(source)
@@ -49,6 +53,18 @@ def _tasks(config: Config, store: Store, splits: TextSplits) -> tuple[Path | Non
     return folder / "gate", info.digest
 
 
+def check_prompts(config: Config) -> None:
+    """Read the prompts of `behaviour` and the labels of `judge`, so that a bad line is told before anything runs.
+
+    Raises:
+        BehaviourError, LabelError: the message names file, line and field.
+    """
+    if config.behaviour is not None:
+        prompts_of(config.behaviour)
+    if config.judge is not None and config.judge.calibration.human_labels is not None:
+        read_labels(Path(config.judge.calibration.human_labels))
+
+
 def plan_quality(config: Config) -> tuple[MetricPlan, ...]:
     """What every margin of the configuration needs, and what the configured items can show."""
     quality = config.quality
@@ -61,6 +77,7 @@ def plan_quality(config: Config) -> tuple[MetricPlan, ...]:
         tasks=quality.tasks.names,
         items=quality.tasks.items,
         sections=quality.text.gate_sections,
+        sequential=quality.sequential,
     )
 
 

@@ -5,9 +5,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from tasks.behaviour.error import BehaviourError
 from tasks.compression.error import CompressionError
 from tasks.data.text_error import TextError
 from tasks.engines.protocol import EngineError
+from tasks.judging.error import LabelError
 from tasks.quality.pairing import SampleError
 from tasks.quality.quality_error import QualityError
 from tasks.release.machine import machine_digest
@@ -20,8 +22,10 @@ from tasks.training.error import TrainingError
 logger = logging.getLogger(__name__)
 
 STAGE_FAILURES = (
+    BehaviourError,
     CompressionError,
     EngineError,
+    LabelError,
     QualityError,
     SampleError,
     StoreError,
@@ -38,7 +42,17 @@ FOLDERS: dict[StageName, str] = {
     "adapt": "tasks/adaptation",
     "distill": "tasks/distillation",
 }
-SHARED = ("compression", "data", "engines", "quality", "release", "serving", "training")
+SHARED = (
+    "behaviour",
+    "compression",
+    "data",
+    "engines",
+    "judging",
+    "quality",
+    "release",
+    "serving",
+    "training",
+)
 
 
 def remembered_stage(

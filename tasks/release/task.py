@@ -92,7 +92,7 @@ def _write_up(
         config=workspace.config, summary=summary, results=results, ledger=ledger, environment=environment()
     )
     figures = draw_figures(evidence)
-    html = render_report(evidence, figures)
+    html = render_report(evidence, figures, run.changed_most())
     path.parent.mkdir(exist_ok=True)
     path.write_text(html, encoding="utf-8")
     run.close(evidence, html, figures)

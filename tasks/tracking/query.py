@@ -4,9 +4,11 @@ import json
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from pydantic import BaseModel, ValidationError
 
 from configs.schema import Config
 from tasks.release.evidence import Evidence
@@ -22,12 +24,19 @@ _SHORTEST_PREFIX = 4
 _ROLLOUTS = "tags.`keiryo.kind` = 'rollout'"
 
 
+R = TypeVar("R", bound=BaseModel)
+
+
 class UnknownRun(LookupError):
     """No such rollout, or a prefix of several; the message says which there are."""
 
 
 class RolloutUnfinished(LookupError):
     """The rollout has no verdict yet."""
+
+
+class OtherVersion(LookupError):
+    """A rollout was recorded by a version of Keiryo with other records."""
 
 
 class RunRow(Record):
@@ -88,8 +97,25 @@ def load_run(tracking: Tracking, reference: str) -> RolloutSummary:
         UnknownRun: nothing fits the reference.
         RolloutUnfinished: it has no verdict yet.
     """
-    run_id = find_run(tracking, reference)
-    return RolloutSummary.model_validate_json(_text(tracking, run_id, "summary.json"))
+    return _read(tracking, find_run(tracking, reference), "summary.json", RolloutSummary)
+
+
+def load_results(tracking: Tracking, summary: RolloutSummary) -> tuple[StageResult, ...]:
+    """The stages of a rollout, in the order they ran.
+
+    Raises:
+        OtherVersion: they were recorded by another version.
+    """
+    run_id = summary.run_id
+    experiment = tracking.client.get_run(run_id).info.experiment_id
+    stages = [
+        run for run in children(tracking, experiment, run_id) if run.info.status in ("FINISHED", "FAILED")
+    ]
+    results = {
+        run.data.tags["keiryo.stage"]: _read(tracking, run.info.run_id, "result.json", StageResult)
+        for run in stages
+    }
+    return tuple(results[stage.stage] for stage in summary.stages)
 
 
 def load_evidence(tracking: Tracking, reference: str) -> Evidence:
@@ -98,29 +124,17 @@ def load_evidence(tracking: Tracking, reference: str) -> Evidence:
     Raises:
         UnknownRun: nothing fits the reference.
         RolloutUnfinished: it has no verdict yet.
+        OtherVersion: it was recorded by another version.
     """
     summary = load_run(tracking, reference)
     run_id = summary.run_id
-    experiment = tracking.client.get_run(run_id).info.experiment_id
-    stages = [
-        run for run in children(tracking, experiment, run_id) if run.info.status in ("FINISHED", "FAILED")
-    ]
-    results = {
-        run.data.tags["keiryo.stage"]: StageResult.model_validate_json(
-            _text(tracking, run.info.run_id, "result.json")
-        )
-        for run in stages
-    }
     names = {item.path for item in tracking.client.list_artifacts(run_id)}
-    ledger = _text(tracking, run_id, "ledger.json") if "ledger.json" in names else None
-    return Evidence.model_validate(
-        {
-            "config": Config.model_validate_json(_text(tracking, run_id, "config.json")),
-            "summary": summary,
-            "results": tuple(results[stage.stage] for stage in summary.stages),
-            "ledger": None if ledger is None else Ledger.model_validate_json(ledger),
-            "environment": json.loads(_text(tracking, run_id, "environment.json")),
-        }
+    return Evidence(
+        config=_read(tracking, run_id, "config.json", Config),
+        summary=summary,
+        results=load_results(tracking, summary),
+        ledger=_read(tracking, run_id, "ledger.json", Ledger) if "ledger.json" in names else None,
+        environment=json.loads(_text(tracking, run_id, "environment.json")),
     )
 
 
@@ -147,6 +161,18 @@ def _row(run: Run) -> RunRow:
         started=datetime.fromtimestamp(info.start_time / 1000, UTC).isoformat(timespec="seconds"),
         seconds=run.data.metrics.get("time/rollout_s"),
     )
+
+
+def _read(tracking: Tracking, run_id: str, name: str, kind: type[R]) -> R:
+    text = _text(tracking, run_id, name)
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise OtherVersion(
+            f"rollout {run_id} was recorded by another version of Keiryo ({name} differs at {where}); its own report "
+            "is in its MLflow run (report.html); run again to compare"
+        ) from error
 
 
 def _text(tracking: Tracking, run_id: str, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from tasks.quality.changed_most import ChangedItem
 from tasks.quality.samples import Samples
 from tasks.release.evidence import Evidence
 from tasks.release.history import ReleaseVersion
@@ -10,7 +11,7 @@ from tasks.release.workspace import Workspace
 from tasks.store.digest import digest_of
 from tasks.store.record import Record
 from tasks.tracking.registry import promote, register_version, versions
-from tasks.tracking.runs import log_rollout_end, log_rollout_start, log_stage
+from tasks.tracking.runs import load_changed, log_rollout_end, log_rollout_start, log_stage
 from tasks.tracking.store import Tracking, open_tracking
 
 
@@ -63,6 +64,10 @@ class RolloutRun:
             v for v in reversed(versions(self.tracking, model)) if (v.stage, v.candidate) == wanted
         )
         return promote(self.tracking, model, version.version, reason).champion
+
+    def changed_most(self) -> dict[str, tuple[ChangedItem, ...]]:
+        """The samples that changed most, by stage."""
+        return load_changed(self.tracking, self.run_id)
 
     def close(self, evidence: Evidence, report_html: str, figures: dict[str, str]) -> None:
         """Log the summary, the ledger and the report, and end the parent run."""

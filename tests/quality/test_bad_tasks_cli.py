@@ -1,9 +1,11 @@
-"""`keiryo run` on bad tasks: the rollout ends in ERROR with exit code 1, and the reason names task, item and field."""
+"""`keiryo run` on bad tasks: the rollout exit code 2 where nothing could start, else ERROR with exit code 1; the reason
+names task, item and field."""
 
 import json
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 from tiny_llama import tiny_llama
 from typer.testing import CliRunner
 
@@ -58,12 +60,15 @@ class Command:
 
     def run(self, task: str = "capitals") -> tuple[int, dict]:
         """(exit code, the one JSON document on stdout)."""
+        done = self.invoke(task)
+        return done.exit_code, json.loads(done.stdout)
+
+    def invoke(self, task: str = "capitals") -> Result:
         from flows.cli import app
 
         recipe = self.root / "recipe.yaml"
         recipe.write_text(RECIPE.format(model=self.model, folder=self.tasks, task=task))
-        done = CliRunner().invoke(app, ["run", str(recipe), "--json"], catch_exceptions=False)
-        return done.exit_code, json.loads(done.stdout)
+        return CliRunner().invoke(app, ["run", str(recipe), "--json"], catch_exceptions=False)
 
 
 @pytest.fixture
@@ -117,3 +122,11 @@ def test_a_task_that_does_not_exist_is_an_error_that_names_it(command: Command) 
     code, summary = command.run(task="capitols")
     assert (code, summary["verdict"]) == (1, "ERROR")
     assert "no task capitols in" in summary["reason"]
+
+
+def test_a_yaml_that_does_not_parse_ends_before_anything_runs(command: Command) -> None:
+    (command.tasks / "capitals.yaml").write_text("task: capitals\nmetric_list: [{metric: acc\n")
+    done = command.invoke()
+    lines = [line for line in done.stderr.splitlines() if line.startswith("keiryo:")]
+    assert (done.exit_code, len(lines), done.stdout) == (2, 1, "")
+    assert "capitals.yaml: not a task YAML" in lines[0]
