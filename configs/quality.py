@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from configs.engine import EngineSettings
 from configs.section import Section
@@ -39,6 +39,16 @@ class TaskSettings(Section):
     names: tuple[str, ...] = Field(
         ("keiryo_last_word", "keiryo_minimal_pairs", "keiryo_world_facts"), min_length=1
     )
+
+    @field_validator("names")
+    @classmethod
+    def _own_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if "text" in names:
+            raise ValueError(
+                "a task cannot be called text, which names perplexity and KL; rename it in its YAML"
+            )
+        return names
+
     items: int = Field(
         600,
         ge=1,

@@ -202,6 +202,12 @@ class Config(Section):
             raise ValueError(
                 "batching, adapt and distill act on what quantize proposes; add a quantize section"
             )
+        judging = [n for n in ("quantize", "adapt", "distill") if getattr(self, n) is not None]
+        if self.quality.tries < len(judging):
+            raise ValueError(
+                f"quality.tries ({self.quality.tries}) must not be below the stages that judge a candidate on the gate items "
+                f"({', '.join(judging)}): alpha holds over all of them; raise tries to {len(judging)} or take a stage out"
+            )
         if self.judge is not None and self.behaviour is None:
             raise ValueError("judge compares the answers of behaviour; add a behaviour section")
         if self.quality.margins.accuracy is None and (self.distill or (self.adapt and self.adapt.data)):
@@ -213,6 +219,12 @@ class Config(Section):
     @property
     def needs_hub(self) -> bool:
         """Whether the model or the tasks come from the Hugging Face hub."""
-        return self.model.source.kind == "hub" or (
-            self.quality.tasks.pack is None and self.quality.margins.accuracy is not None
-        )
+        models = [self.model]
+        if (
+            self.judge is not None
+            and self.judge.provider.kind == "local"
+            and self.judge.provider.model is not None
+        ):
+            models.append(self.judge.provider.model)
+        hub_tasks = self.quality.tasks.pack is None and self.quality.margins.accuracy is not None
+        return hub_tasks or any(model.source.kind == "hub" for model in models)

@@ -61,7 +61,7 @@ def save_report(reference: str, out: Path) -> Path:
 def promote(target: str) -> Move:
     """Make MODEL/VERSION the champion."""
     model, slash, version = target.rpartition("/")
-    if not slash or not version.isdigit():
+    if not slash or not version.isdecimal():
         raise registry.UnknownRelease(
             f"{target!r} must be MODEL/VERSION, for example smollm2-135m-instruct/2"
         )

@@ -57,7 +57,7 @@ def stop_orphans() -> None:
     for process in psutil.process_iter():
         try:
             owner = process.environ().get(OWNER)
+            if owner and owner.isdigit() and process.pid != int(owner) and not psutil.pid_exists(int(owner)):
+                process.terminate()
         except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
             continue  # another user's process, or one that has just ended
-        if owner and owner.isdigit() and process.pid != int(owner) and not psutil.pid_exists(int(owner)):
-            process.terminate()

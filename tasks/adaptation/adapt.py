@@ -23,7 +23,7 @@ from tasks.release.judging import (
     judge_candidate,
     screen_candidate,
 )
-from tasks.release.measuring import make_candidate, measure_candidate, source_candidate
+from tasks.release.measuring import make_candidate, measure_candidate
 from tasks.release.stage_result import CandidateResult, StageResult
 from tasks.release.workspace import Workspace
 from tasks.store.artifact import Artifact
@@ -88,6 +88,7 @@ def adapt_to_data(workspace: Workspace, settings: AdaptSettings, release: Candid
         gate=judged.gate,
         candidates=tuple(each.result for each in tried),
         samples=judged.samples,
+        provisional=judged.provisional,
         metrics=metrics
         | judged.metrics
         | {f"quality/{name}": value for name, value in gain_metrics(best.gain).items()},
@@ -138,6 +139,7 @@ def recover_challenger(workspace: Workspace, settings: AdaptSettings, challenger
             CandidateResult(name=candidate.name, candidate=candidate, measurement=measurement, screen=after),
         ),
         samples=judged.samples,
+        provisional=judged.provisional,
         metrics=judged.metrics
         | {f"train/{name}": value for name, value in training_metrics("recovery", log).items()},
         text=judged.text | {"training_recovery.csv": curve_csv(log)},
@@ -177,8 +179,7 @@ def _adapt(
         measurement=measure_candidate(workspace, candidate),
         screen=screen_candidate(workspace, candidate),
     )
-    source = source_candidate(workspace, workspace.config.quality.reference)
-    return Adapted(lora, log, result, held_out_gain(workspace, source, candidate))
+    return Adapted(lora, log, result, held_out_gain(workspace, None, candidate))
 
 
 def _merge(workspace: Workspace, adapter: Artifact) -> Artifact:

@@ -1,5 +1,7 @@
 """The Prefect task of the adapt stage."""
 
+from pathlib import Path
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -9,6 +11,7 @@ from tasks.release.decision import AdaptationPurpose
 from tasks.release.stage_memory import remembered_stage
 from tasks.release.stage_result import StageResult
 from tasks.release.workspace import Workspace
+from tasks.store.digest import sha256_file
 from tasks.tracking.rollout_run import RolloutRun
 
 
@@ -28,5 +31,9 @@ def adapt_stage(
 
         return (adapt_to_data if purpose == "data" else recover_challenger)(workspace, settings, start)
 
-    inputs = [settings, purpose, start, *judging_inputs(config), config.requests, config.threads]
+    data = Path(settings.data) if settings.data not in (None, "text") else None
+    rows = (
+        sha256_file(data) if data is not None and data.is_file() else None
+    )  # a missing file is told by the stage
+    inputs = [settings, rows, purpose, start, *judging_inputs(config), config.requests, config.threads]
     return run.record(remembered_stage(workspace, "adapt", inputs, compute))

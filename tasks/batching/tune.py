@@ -47,7 +47,7 @@ def tune_batching(workspace: Workspace, settings: BatchingSettings, release: Can
     judged = judge_candidate(workspace, best.candidate, "preserve")
     return StageResult(
         stage="batching", verdict=judged.verdict, kept=judged.verdict == "PASS", proposal=best.candidate,
-        measurement=best.measurement, gate=judged.gate, candidates=results, samples=judged.samples,
+        measurement=best.measurement, gate=judged.gate, candidates=results, samples=judged.samples, provisional=judged.provisional,
         metrics=metrics | judged.metrics | {"perf/throughput_gain": gain}, text=text | judged.text,
         reason=f"{best.name}: {figures}; {judged.reason}",
     )  # fmt: skip

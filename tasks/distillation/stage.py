@@ -56,6 +56,7 @@ def distill_student(workspace: Workspace, settings: DistillSettings, release: Ca
             CandidateResult(name=candidate.name, candidate=candidate, measurement=measurement),
         ),
         samples=judged.samples,
+        provisional=judged.provisional,
         metrics=judged.metrics
         | {f"train/{name}": value for name, value in training_metrics("distill", log).items()}
         | {f"quality/{name}": value for name, value in gain_metrics(gain).items()},

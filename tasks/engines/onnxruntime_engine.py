@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from configs.engine import EngineSettings
 from tasks.engines.freed_memory import return_freed_memory
@@ -28,7 +27,7 @@ from tasks.engines.protocol import (
     TokenScores,
 )
 from tasks.engines.slot_batching import SlotBatch
-from tasks.engines.target_scores import batches_of_groups, joined, score_logits
+from tasks.engines.target_scores import batches_of_groups, score_logits
 from tasks.store.artifact import Artifact
 
 MAX_LOGIT_ROWS = 512  # rows of logits held at once: 100 MB at a vocabulary of 49,152
@@ -148,7 +147,8 @@ class OnnxRuntimeEngine:
     def _worth_sharing(self, group: Sequence[ScoreRequest]) -> bool:
         fed = sum(len(request.targets) > 1 for request in group)
         spared = (len(group) - 1) * len(group[0].context)
-        return spared > fed * BRANCH_TOKENS and len(group[0].context) <= self._batch_tokens
+        longest = len(group[0].context) + max(len(request.targets) for request in group)
+        return len(group[0].context) > 1 and spared > fed * BRANCH_TOKENS and longest <= self._batch_tokens
 
     def _score_alone(
         self, requests: Sequence[ScoreRequest], with_logits: bool
@@ -175,20 +175,16 @@ class OnnxRuntimeEngine:
             rows = np.array([at * width + len(context) - 1 for at, context in enumerate(fed)])
             logits_BV, cache = self._open_graph().feed(fed, rows, keep=True)
             for at, i in enumerate(batch):
-                past = [layer[at : at + 1, :, : len(contexts[i])] for layer in cache]
+                past = [layer[at : at + 1, :, : len(contexts[i]) - 1] for layer in cache]
                 for request in groups[i]:
                     targets = np.array(request.targets, np.int64)
-                    first = score_logits(logits_BV[at : at + 1], targets[:1], keep=with_logits)
-                    rest = self._score_branch(targets, past, with_logits) if len(targets) > 1 else None
-                    scores[request] = joined(first, rest)
+                    logits_NV = logits_BV[at : at + 1]
+                    if len(targets) > 1:
+                        # The context's last token once more: a row alone would meet another kernel.
+                        fed_once = (contexts[i][-1], *request.targets[:-1])
+                        logits_NV, _ = self._open_graph().feed([fed_once], np.arange(len(targets)), past)
+                    scores[request] = score_logits(logits_NV, targets, keep=with_logits)
         return scores
-
-    def _score_branch(
-        self, targets: NDArray[np.int64], past: list[NDArray[np.float32]], with_logits: bool
-    ) -> TokenScores:
-        rows = np.arange(len(targets) - 1)
-        logits_NV, _ = self._open_graph().feed([targets[:-1].tolist()], rows, past)
-        return score_logits(logits_NV, targets[1:], keep=with_logits)
 
     def _by_length(self, lengths: Sequence[int], requests: Sequence[ScoreRequest]) -> Iterator[list[int]]:
         """Cut sequences, longest first, by padded tokens and by MAX_LOGIT_ROWS targets of their requests."""

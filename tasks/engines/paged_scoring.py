@@ -83,8 +83,13 @@ class PagedScorer:
         self._chunk_tokens = chunk_tokens
         self._batch_tokens = batch_tokens
         core = ov.Core()
-        model = core.read_model(model_xml)
-        paged_attention_transformation(model)
+        try:
+            model = core.read_model(model_xml)
+            paged_attention_transformation(model)
+        except RuntimeError as error:
+            raise EngineUnavailable(
+                f"OpenVINO cannot serve this model with paged attention: {last_line(error)}; use engine: onnxruntime"
+            ) from error
         _gather_before_head(model)
         try:
             compiled = core.compile_model(model, "CPU", properties)
@@ -112,6 +117,7 @@ class PagedScorer:
             batch_tokens=self._batch_tokens,
             max_targets=MAX_LOGIT_ROWS,
             min_shared=MIN_SHARED_TOKENS,
+            branch_tokens=self._cache.block_tokens,
         )
         for batch in batches:
             yield from self._score_batch(batch, with_logits)

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
 from configs.engine import EngineSettings
 from tasks.engines.freed_memory import return_freed_memory
 from tasks.engines.protocol import (
+    EngineError,
     EngineMemory,
     EngineUnavailable,
     Generation,
@@ -85,9 +86,15 @@ class TransformersEngine:
                 for i, (r, f) in enumerate(zip(batch, fed, strict=True))
             ]
             self._rows = torch.from_numpy(np.concatenate(rows)).to(self.settings.device)
-            with torch.inference_mode():
-                logits_NV = self._model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits[0]
-            self._rows = None
+            try:
+                with torch.inference_mode():
+                    logits_NV = self._model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits[
+                        0
+                    ]
+            except RuntimeError as error:  # out of memory is one
+                raise EngineError(f"transformers failed on {tuple(ids_BT.shape)} tokens: {error}") from error
+            finally:
+                self._rows = None
             begin = 0
             for request in batch:
                 count = len(request.targets)

@@ -157,6 +157,14 @@ class TaskSet:
             raise QualityError(f"no task {name} in the set; it has {', '.join(self.names)}")
         return len(self._order[name])
 
+    def generates(self, name: str) -> bool:
+        """Whether a task is answered by generating.
+
+        Raises:
+            QualityError: the set has no such task.
+        """
+        return bool(self.size(name) and self._tasks[name].OUTPUT_TYPE == "generate_until")
+
     def score(
         self,
         engine: Engine,

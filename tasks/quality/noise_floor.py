@@ -10,7 +10,7 @@ from scipy import stats
 
 from configs.quality import Margins
 from tasks.quality.intervals import TooFewClusters, design_effect, text_interval
-from tasks.quality.pairing import PairedMetric, SampleError, judged_tables, pair
+from tasks.quality.pairing import PairedMetric, judged_tables, pair
 from tasks.quality.samples import Samples
 from tasks.store.record import Record
 
@@ -47,7 +47,8 @@ def noise_floor(first: Samples, second: Samples, *, alpha: float = 0.05) -> tupl
     """Compare two scorings of one candidate on the same items at two batch sizes.
 
     Accuracy: upper limit of Clopper & Pearson (1934) of the share of changed answers, on counts divided by
-    their design effect. Perplexity and KL: the end farther from 0 of the gate's interval of the difference.
+    their design effect. Perplexity and KL: the end farther from 0 of the gate's interval of the difference; with
+    fewer clusters than it needs, the largest change a token of any one section, which the mean cannot exceed.
 
     Args:
         first: samples of the candidate.
@@ -55,7 +56,7 @@ def noise_floor(first: Samples, second: Samples, *, alpha: float = 0.05) -> tupl
         alpha: one-sided level.
 
     Raises:
-        SampleError: the two do not match, or there are too few clusters.
+        SampleError: the two do not match.
         ValueError: alpha is out of its range.
     """
     if not 0 < alpha < 0.5:
@@ -108,8 +109,9 @@ def _changed_share(table: PairedMetric, differs: NDArray[np.bool_], alpha: float
 
 
 def _change(table: PairedMetric, alpha: float) -> float:
+    change = table.candidate - table.reference
     try:
-        found = text_interval(table.candidate - table.reference, table.weights, table.clusters, alpha=alpha)
-    except TooFewClusters as error:
-        raise SampleError(f"{table.metric} of {table.task}: {error}") from error
+        found = text_interval(change, table.weights, table.clusters, alpha=alpha)
+    except TooFewClusters:
+        return float(np.abs(change / table.weights).max())
     return max(abs(found.low), abs(found.high))

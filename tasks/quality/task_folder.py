@@ -1,5 +1,6 @@
 """A folder of lm-eval task YAMLs, by content: an edited task or data file is another task."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ _TaskLoader.add_multi_constructor("!", lambda _loader, tag, node: f"!{tag} {node
 
 
 def folder_digest(folder: Path) -> str:
-    """Digest of every file below a folder of tasks, and of the data files that its YAMLs name.
+    """Digest of every file below a folder of tasks, and of the files that its YAMLs name (data, `include`).
+
+    What a YAML names by a pattern or as a folder is not followed.
 
     Raises:
         QualityError: the folder is not there, holds no YAML, or one cannot be parsed.
@@ -44,8 +47,8 @@ def _data_files(definition: Path) -> Iterator[Path]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise QualityError(f"{definition}: not a task YAML: {' '.join(str(error).split())}") from error
     for text in _strings(settings):
-        if "\n" not in text and len(text) < 4096 and (path := Path(text)).is_file():
-            yield path
+        # os.path knows no error: a template may be longer than any file name
+        yield from (Path(path) for path in (text, definition.parent / text) if os.path.isfile(path))  # noqa: PTH113
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -56,6 +56,7 @@ def quantize(workspace: Workspace, settings: QuantizeSettings, baseline: Measure
         gate=judged.gate,
         candidates=results,
         samples=judged.samples,
+        provisional=judged.provisional,
         metrics=judged.metrics,
         text=judged.text,
     )

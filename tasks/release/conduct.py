@@ -9,12 +9,14 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from configs.behaviour import EndpointJudge, JudgeSettings
 from configs.schema import Config
 from configs.weights import WeightSettings
 from tasks.behaviour.answers import Answers, answers_of
+from tasks.behaviour.prompts import prompts_of
 from tasks.behaviour.report import BehaviourReport, compare_answers
 from tasks.judging.endpoint import ChatEndpoint
 from tasks.judging.error import JudgeError
@@ -29,7 +31,7 @@ from tasks.release.candidate import Candidate
 from tasks.release.machine import machine_digest
 from tasks.release.measuring import make_candidate, open_candidate, source_candidate
 from tasks.release.workspace import Workspace
-from tasks.store.digest import code_digest, digest_of
+from tasks.store.digest import code_digest, digest_of, sha256_file
 from tasks.store.record import Record
 
 logger = logging.getLogger(__name__)
@@ -45,18 +47,27 @@ class Conduct(Record):
         reason: one line; empty where nothing was asked.
         metrics: under the names of the MLflow contract.
         text: tables and the blinded pairs, by file name.
+        provisional: an endpoint judge had no vote, which may be the endpoint's fault: it is asked again next time.
     """
 
     verdict: VerdictName | None
     reason: str
     metrics: dict[str, float]
     text: dict[str, str]
+    provisional: bool = False
 
 
 def judging_inputs(config: Config) -> list[Any]:
     """What a verdict depends on in the configuration; a judge's vote is of one day."""
     day = [datetime.now(UTC).date().isoformat()] if config.judge is not None else []
-    return [config.quality, config.behaviour, config.judge, *day]
+    prompts = (
+        [prompt.model_dump(mode="json") for prompt in prompts_of(config.behaviour)]
+        if config.behaviour
+        else []
+    )
+    labels = config.judge.calibration.human_labels if config.judge is not None else None
+    read = [digest_of(prompts), None if labels is None else sha256_file(Path(labels))]
+    return [config.quality, config.behaviour, config.judge, *read, *day]
 
 
 def examine(workspace: Workspace, candidate: Candidate) -> Conduct:
@@ -91,9 +102,13 @@ def examine(workspace: Workspace, candidate: Candidate) -> Conduct:
         judged = _judged(workspace, judge, source, changed)
     except JudgeError as error:
         return conduct.model_copy(
-            update={"reason": "; ".join(filter(None, (conduct.reason, f"the judge has no vote ({error})")))}
+            update={
+                "reason": "; ".join(filter(None, (conduct.reason, f"the judge has no vote ({error})"))),
+                "provisional": True,
+            }
         )
-    return _with_judge(conduct, judged)
+    endpoint = isinstance(judge.provider, EndpointJudge)
+    return _with_judge(conduct, judged).model_copy(update={"provisional": endpoint and not judged.may_vote})
 
 
 def _judged(workspace: Workspace, settings: JudgeSettings, source: Answers, changed: Answers) -> JudgeReport:
@@ -114,16 +129,16 @@ def _answers(workspace: Workspace, candidate: Candidate) -> Answers:
     settings = workspace.config.behaviour
     if settings is None:
         raise ValueError("the configuration has no behaviour section")
-    engine = candidate.engine.model_dump(mode="json", exclude={"scheduler"})
-    asked = [settings.prompts, settings.max_new_tokens]
+    prompts = prompts_of(settings)
+    asked = [[prompt.model_dump(mode="json") for prompt in prompts], settings.max_new_tokens]
     code = code_digest("tasks/engines", "tasks/behaviour")
-    key = digest_of([candidate.artifact, engine, asked, machine_digest(), code])
+    key = digest_of([candidate.artifact, candidate.engine, asked, machine_digest(), code])
 
     def compute() -> Answers:
         logger.info("  answers of %s", candidate.name)
         folder = workspace.store.open(candidate.artifact).folder
         with open_candidate(workspace, candidate) as opened:
-            return answers_of(opened, folder, settings, model=candidate.name)
+            return answers_of(opened, folder, settings, model=candidate.name, prompts=prompts)
 
     return workspace.store.once(f"answers-{key}", Answers, compute)[0]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.release.workspace import Workspace
-from tasks.store.digest import code_digest, digest_of
+from tasks.store.digest import code_digest, digest_of, library_versions
 from tasks.store.record import Record
 
 if TYPE_CHECKING:
@@ -16,9 +16,15 @@ logger = logging.getLogger(__name__)
 
 
 class TaskSizes(Record):
-    """Items of each task, by name; a group stands here as its tasks."""
+    """What the tasks are; a group stands here as its tasks.
+
+    Attributes:
+        items: items of each task, by name.
+        generating: tasks that the model answers by generating.
+    """
 
     items: dict[str, int]
+    generating: tuple[str, ...]
 
 
 def judged_tasks(workspace: Workspace) -> dict[str, int]:
@@ -30,14 +36,27 @@ def judged_tasks(workspace: Workspace) -> dict[str, int]:
     quality = workspace.config.quality
     if quality.margins.accuracy is None:
         return {}
+    return {name: min(size, quality.tasks.items) for name, size in _sizes(workspace).items.items()}
+
+
+def generates(workspace: Workspace, name: str) -> bool:
+    """Whether the model answers a task by generating, under the engine's scheduler."""
+    return name in _sizes(workspace).generating
+
+
+def _sizes(workspace: Workspace) -> TaskSizes:
+    quality = workspace.config.quality
 
     def compute() -> TaskSizes:
         tasks = task_set(workspace)
-        return TaskSizes(items={name: tasks.size(name) for name in tasks.names})
+        return TaskSizes(
+            items={name: tasks.size(name) for name in tasks.names},
+            generating=tuple(name for name in tasks.names if tasks.generates(name)),
+        )
 
-    key = digest_of([workspace.items_digest, quality.tasks.names, code_digest("tasks/quality")])
-    sizes, _ = workspace.store.once(f"task-sizes-{key}", TaskSizes, compute)
-    return {name: min(size, quality.tasks.items) for name, size in sizes.items.items()}
+    code = code_digest("tasks/quality", "tasks/release/gate_tasks.py")
+    key = digest_of([workspace.items_digest, quality.tasks.names, library_versions("lm-eval"), code])
+    return workspace.store.once(f"task-sizes-{key}", TaskSizes, compute)[0]
 
 
 def task_set(workspace: Workspace) -> "TaskSet":

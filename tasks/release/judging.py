@@ -1,7 +1,8 @@
 """What is said of a candidate: its screen on the search split, its verdict on the gate split, its held-out loss.
 
 The text is scored first, then every task at its first look; a task that is undecided draws more items until its plan ends. What is
-proven ends the scoring: a FAIL of the text asks no task, because nothing could turn it into a PASS.
+proven ends the scoring: a FAIL of the text asks no task, because nothing could turn it into a PASS; nor does a text in doubt, where
+drawing stops for futility.
 """
 
 import math
@@ -17,7 +18,7 @@ from tasks.quality.verdict import GateVerdict, VerdictName
 from tasks.release.candidate import Candidate
 from tasks.release.conduct import examine, worse
 from tasks.release.gate_tasks import judged_tasks
-from tasks.release.measuring import source_candidate
+from tasks.release.noise_probe import check_noise, noise_metrics
 from tasks.release.scoring import CandidateScores, remember
 from tasks.release.workspace import Workspace
 from tasks.store.record import Record
@@ -32,8 +33,7 @@ def screen_candidate(workspace: Workspace, candidate: Candidate) -> dict[str, fl
         EngineError: it does not work.
         QualityError: the scores would not be honest.
     """
-    reference = source_candidate(workspace, workspace.config.quality.reference)
-    with CandidateScores(workspace, reference, "search") as source:
+    with CandidateScores(workspace, None, "search") as source:
         before, _ = _totals(source.text(), "perplexity")
     with CandidateScores(workspace, candidate, "search") as scores:
         scored = scores.text()
@@ -55,6 +55,7 @@ class Judgement(Record):
         samples: keys of the samples behind the gate, by role.
         metrics: further figures under their MLflow names.
         text: tables for the reader, by file name.
+        provisional: not to be remembered: a judge could not be asked.
     """
 
     verdict: VerdictName
@@ -63,6 +64,7 @@ class Judgement(Record):
     samples: dict[str, str]
     metrics: dict[str, float] = Field(default_factory=dict)
     text: dict[str, str] = Field(default_factory=dict)
+    provisional: bool = False
 
 
 def judge_candidate(workspace: Workspace, candidate: Candidate, kind: GateKind) -> Judgement:
@@ -76,35 +78,37 @@ def judge_candidate(workspace: Workspace, candidate: Candidate, kind: GateKind) 
     Raises:
         EngineError: an engine does not work.
         QualityError: the scores would not be honest.
+        MarginBelowNoise: a margin lies within what the batch size alone changes.
         BehaviourError, LabelError: the prompts or labels cannot be used.
     """
     gate, keys = _gate(workspace, candidate, kind)
     if gate.verdict != "PASS":
         return Judgement(verdict=gate.verdict, reason=gate.reason, gate=gate, samples=keys)
+    floors = check_noise(workspace, candidate, workspace.config.quality.judged(kind))
     conduct = examine(workspace, candidate)
     return Judgement(
         verdict=worse(gate.verdict, conduct.verdict) or gate.verdict,
         reason="; ".join(filter(None, (gate.reason, conduct.reason))),
         gate=gate,
         samples=keys,
-        metrics=conduct.metrics,
+        metrics=conduct.metrics | noise_metrics(floors),
         text=conduct.text,
+        provisional=conduct.provisional,
     )
 
 
 def _gate(workspace: Workspace, candidate: Candidate, kind: GateKind) -> tuple[GateVerdict, dict[str, str]]:
     """The gate's verdict, and the keys of the samples behind it by role."""
     quality, margins = workspace.config.quality, workspace.config.quality.judged(kind)
-    reference = source_candidate(workspace, quality.reference)
     tasks = judged_tasks(workspace)
     expected = (*tasks, TEXT)
-    plans = {
-        name: plan_looks(size, quality.alpha / quality.tries, quality.sequential)
+    level = quality.alpha / quality.tries
+    looks = {
+        name: LookLevels(plan=plan_looks(size, level, quality.sequential), look=1)
         for name, size in tasks.items()
     }
-    looks: dict[str, LookLevels] = {}
     with (
-        CandidateScores(workspace, reference, "gate") as source,
+        CandidateScores(workspace, None, "gate") as source,
         CandidateScores(workspace, candidate, "gate") as changed,
     ):
         parts = {TEXT: (source.text(), changed.text())}
@@ -122,15 +126,15 @@ def _gate(workspace: Workspace, candidate: Candidate, kind: GateKind) -> tuple[G
             if verdict.settled:
                 break
             for name in verdict.undecided:
-                look = looks[name].look + 1 if name in looks else 1
-                items = plans[name].items[look - 1]
+                plan, look = looks[name].plan, looks[name].look + (name in parts)
+                looks[name] = LookLevels(plan=plan, look=look)
+                items = plan.items[look - 1]
                 parts[name] = (source.task(name, items), changed.task(name, items))
-                looks[name] = LookLevels(plan=plans[name], look=look)
     return verdict, {"reference": remember(workspace, before), "candidate": remember(workspace, after)}
 
 
-def held_out_gain(workspace: Workspace, before: Candidate, after: Candidate) -> Improvement:
-    """How the loss on the gate text changed from one candidate to another, each as it would be served.
+def held_out_gain(workspace: Workspace, before: Candidate | None, after: Candidate) -> Improvement:
+    """How the loss on the gate text changed from one candidate (None: the source) to another, each as it would be served.
 
     Raises:
         EngineError: an engine does not work.

@@ -1,5 +1,6 @@
 """Before the first stage: the model, its text and its tasks, and a check that the configuration fits them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from configs.load import ConfigError
@@ -13,6 +14,7 @@ from tasks.models.sources import acquire
 from tasks.quality.pack.write import PackInfo, write_pack
 from tasks.quality.planning import MetricPlan, plan_items, refuse_undecidable
 from tasks.quality.task_folder import folder_digest
+from tasks.release.gate_tasks import judged_tasks
 from tasks.release.workspace import Workspace
 from tasks.store.digest import code_digest, digest_of, library_versions
 from tasks.store.store import Store, store_home
@@ -37,7 +39,16 @@ def make_workspace(config: Config) -> Workspace:
     items_digest = digest_of([splits.digest, tasks_digest])
     derived = store.home / "derived"
     derived.mkdir(exist_ok=True)
-    return Workspace(config, store, source, architecture, splits, task_folder, items_digest, derived)
+    if (
+        config.judge is not None
+        and config.judge.provider.kind == "local"
+        and config.judge.provider.model is not None
+    ):
+        acquire(config.judge.provider.model, store)
+    workspace = Workspace(config, store, source, architecture, splits, task_folder, items_digest, derived)
+    if sizes := judged_tasks(workspace):
+        refuse_undecidable(plan_quality(config, sizes))
+    return workspace
 
 
 def _tasks(config: Config, store: Store, splits: TextSplits) -> tuple[Path | None, str]:
@@ -65,17 +76,24 @@ def check_prompts(config: Config) -> None:
         read_labels(Path(config.judge.calibration.human_labels))
 
 
-def plan_quality(config: Config) -> tuple[MetricPlan, ...]:
-    """What every margin of the configuration needs, and what the configured items can show."""
+def plan_quality(config: Config, sizes: Mapping[str, int] | None = None) -> tuple[MetricPlan, ...]:
+    """What every margin of the configuration needs, and what the configured items can show.
+
+    Args:
+        config: the configuration.
+        sizes: items that each task really has, at most the configured ones; None: before the tasks are read.
+    """
     quality = config.quality
+    names = tuple(sizes) if sizes else quality.tasks.names
+    items = min(sizes.values()) if sizes else quality.tasks.items
     return plan_items(
         quality.margins,
         alpha=quality.alpha,
         tries=quality.tries,
         power=quality.power,
         discordance=quality.discordance,
-        tasks=quality.tasks.names,
-        items=quality.tasks.items,
+        tasks=names,
+        items=items,
         sections=quality.text.gate_sections,
         sequential=quality.sequential,
     )

@@ -18,7 +18,7 @@ from tasks.quality.samples import ItemNote, Sample, Samples
 from tasks.quality.score_log import ScoreLog
 from tasks.quality.tokenizer import TextTokenizer
 from tasks.release.candidate import Candidate
-from tasks.release.gate_tasks import task_set
+from tasks.release.gate_tasks import generates, task_set
 from tasks.release.machine import machine_digest
 from tasks.release.measuring import open_candidate, source_candidate
 from tasks.release.workspace import Workspace
@@ -34,16 +34,18 @@ DEFAULT_CONTEXT_TOKENS = 2048  # where a model's config.json names no context; l
 class CandidateScores:
     """A candidate's samples on one split; a context manager that holds its engine, once it is needed."""
 
-    def __init__(self, workspace: Workspace, candidate: Candidate, split: SplitName) -> None:
+    def __init__(self, workspace: Workspace, candidate: Candidate | None, split: SplitName) -> None:
         """Nothing is opened yet.
 
         Args:
             workspace: of the rollout.
-            candidate: what is scored; the source on the reference engine is scored as the reference.
+            candidate: what is scored; None: the reference, which is the source at full precision.
             split: "search" while candidates are searched, "gate" for the verdict.
         """
-        self._workspace, self._candidate, self._split = workspace, candidate, split
+        self._workspace, self._split = workspace, split
         self._reference = source_candidate(workspace, workspace.config.quality.reference)
+        self._is_reference = candidate is None
+        self._candidate = self._reference if candidate is None else candidate
         self._engine: Engine | None = None
 
     def __enter__(self) -> Self:
@@ -62,19 +64,19 @@ class CandidateScores:
             QualityError: the scores would not be honest.
         """
         answers = self._answers_digest(self._candidate)
-        if self._candidate == self._reference:
-            logits = self._logits_path()
+        if self._is_reference:
+            logits = self.logits_path
             if not logits.is_file():
                 self._say(f"{self._split} text")
                 reference_logits(self._open(), self._tokenizer(), self._sections(), logits)
             return self._with_notes(reference_samples(logits))
-        with CandidateScores(self._workspace, self._reference, self._split) as reference:
+        with CandidateScores(self._workspace, None, self._split) as reference:
             reference.text()
 
         def compute() -> Samples:
             self._say(f"{self._split} text")
             with ScoreLog(self._partial(f"{answers}-{self._answers_digest(self._reference)}")) as log:
-                rows = diverge(self._open(), self._tokenizer(), self._sections(), self._logits_path(), log)
+                rows = diverge(self._open(), self._tokenizer(), self._sections(), self.logits_path, log)
             return self._with_notes(rows)
 
         key = digest_of([answers, self._answers_digest(self._reference), self._split, "text"])
@@ -88,12 +90,15 @@ class CandidateScores:
             QualityError: the task is unknown or broken, or the scores would not be honest.
         """
         answers = self._answers_digest(self._candidate)
+        if generates(self._workspace, name):  # continuous batching is part of what is answered
+            scheduler = self._candidate.engine.model_dump(mode="json", include={"scheduler", "use_kv_cache"})
+            answers = digest_of([answers, scheduler])
 
         def compute() -> Samples:
             self._say(f"{items} items of {name}")
             scored = task_set(self._workspace).score(
                 self._open(), self._tokenizer(), {name: items},
-                max_tokens=_context_tokens(self._folder()), partial=self._partial(answers),
+                max_tokens=context_tokens(self._folder()), partial=self._partial(answers),
             )  # fmt: skip
             return samples_of(scored.rows, scored.notes)
 
@@ -121,12 +126,12 @@ class CandidateScores:
     def _answers_digest(self, candidate: Candidate) -> str:
         """What every answer of a candidate depends on.
 
-        The scheduler is no part of it: scoring runs the served graph with the served cache type, but without the scheduler.
+        The scheduler is no part of it: log-likelihoods come from the served graph with the served cache type, without a scheduler.
         """
         quality = self._workspace.config.quality
         engine = candidate.engine.model_dump(mode="json", exclude={"scheduler", "use_kv_cache"})
         batches = [quality.score_chunk_tokens, quality.batch_tokens, quality.seed]
-        code = code_digest("tasks/engines", "tasks/quality", "tasks/data")
+        code = code_digest("tasks/engines", "tasks/quality", "tasks/data", "tasks/release/scoring.py")
         splits = self._workspace.splits.digest
         return digest_of([candidate.artifact, engine, batches, splits, machine_digest(), code])
 
@@ -139,7 +144,9 @@ class CandidateScores:
         )
         return samples_of(rows, notes)
 
-    def _logits_path(self) -> Path:
+    @property
+    def logits_path(self) -> Path:
+        """Where the source's logits of this split are, once its text is scored."""
         digest = digest_of([self._answers_digest(self._reference), self._split])
         return self._workspace.derived / f"logits-{digest}"
 
@@ -151,7 +158,7 @@ class CandidateScores:
 def remember(workspace: Workspace, joined: Samples) -> str:
     """Keep the table behind a verdict; return its key in the store."""
     key = f"samples-{digest_of(joined)}"
-    workspace.store.remember(key, joined)
+    workspace.store.once(key, Samples, lambda: joined)
     return key
 
 
@@ -167,6 +174,18 @@ def samples(workspace: Workspace, key: str) -> Samples:
     return found
 
 
-def _context_tokens(folder: Path) -> int:
+def context_tokens(folder: Path) -> int:
+    """Tokens that the model of a folder was made for."""
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return int(settings.get("max_position_embeddings") or DEFAULT_CONTEXT_TOKENS)
+
+
+def search_logits(workspace: Workspace) -> Path:
+    """The source's logits of the search text, scored now where they are not there.
+
+    Raises:
+        EngineError, QualityError: the source cannot be scored.
+    """
+    with CandidateScores(workspace, None, "search") as source:
+        source.text()
+        return source.logits_path

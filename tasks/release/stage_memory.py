@@ -10,6 +10,7 @@ from tasks.compression.error import CompressionError
 from tasks.data.text_error import TextError
 from tasks.engines.protocol import EngineError
 from tasks.judging.error import LabelError
+from tasks.quality.noise_floor import MarginBelowNoise
 from tasks.quality.pairing import SampleError
 from tasks.quality.quality_error import QualityError
 from tasks.release.machine import machine_digest
@@ -26,6 +27,7 @@ STAGE_FAILURES = (
     CompressionError,
     EngineError,
     LabelError,
+    MarginBelowNoise,
     QualityError,
     SampleError,
     StoreError,
@@ -67,7 +69,8 @@ def remembered_stage(
         compute: the stage.
 
     Returns:
-        The result; verdict ERROR when the stage failed. Errors, and results in which a candidate failed, are not remembered.
+        The result; verdict ERROR when the stage failed. Errors are not remembered, nor are provisional results and those
+        in which a candidate failed.
     """
     key = "-".join(
         [stage, digest_of([workspace.source.digest, workspace.items_digest, inputs, _surroundings(stage)])]
@@ -88,7 +91,8 @@ def remembered_stage(
         )
     result = result.model_copy(update={"seconds": time.monotonic() - began_s})
     logger.info("%s: %s after %.0f s", stage, result.verdict, result.seconds)
-    if result.verdict != "ERROR" and not any(candidate.error for candidate in result.candidates):
+    failed = result.verdict == "ERROR" or any(candidate.error for candidate in result.candidates)
+    if not failed and not result.provisional:
         workspace.store.remember(key, result)
     return result
 

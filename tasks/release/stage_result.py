@@ -44,6 +44,7 @@ class StageResult(Record):
         samples: per-sample results behind the gate, by role ("reference", "candidate"): their keys in the store.
         metrics: further figures under their MLflow names.
         text: figures and tables for the reader, by file name (logged as text artifacts).
+        provisional: not to be remembered: something outside, like a judge's endpoint, did not answer.
         seconds: wall time when it was computed.
         cached: whether this run found it in the store.
     """
@@ -59,6 +60,7 @@ class StageResult(Record):
     samples: dict[str, str] = Field(default_factory=dict)
     metrics: dict[str, float] = Field(default_factory=dict)
     text: dict[str, str] = Field(default_factory=dict)
+    provisional: bool = False
     seconds: float = 0.0
     cached: bool = False
 

@@ -53,6 +53,7 @@ class World:
         self.opened = 0
         self.trained_noise = 0.02
         self.break_engine: Callable[[str], bool] = lambda weights: False
+        self.engine_class = FakeEngine
 
     def run(self, *, candidates: str, goals: str = "{}", more: str = "") -> RolloutSummary:
         recipe = self.root / "recipe.yaml"
@@ -92,7 +93,7 @@ class World:
         self.opened += 1
         label = str(artifact.manifest.recipe.get("weights", "f32"))
         fast = 1.0 if settings.engine == "transformers" else 6.0
-        engine = FakeEngine(
+        engine = self.engine_class(
             settings, vocab_size=300, noise=float(artifact.manifest.recipe.get("noise", 0.0)),
             tokens_per_s=10 * fast, weights_bytes=BYTES[label],
         )  # fmt: skip
@@ -175,6 +176,55 @@ def test_a_clear_case_draws_no_more_items_than_it_needs(world, caplog):
     drawn = {int(line.split(": ")[1].split()[0]) for line in caplog.messages if "items of keiryo" in line}
     assert min(drawn) == 50  # the first of four looks
     assert max(drawn) < 200
+
+
+class RestlessEngine(FakeEngine):
+    """Another model in small batches than in large ones."""
+
+    def score(self, requests, *, with_logits=False):
+        asked = list(requests)
+        disturbed = FakeEngine(self.settings, vocab_size=self.vocab_size, noise=1.0)
+        yield from (disturbed if len(asked) <= 5 else super()).score(asked, with_logits=with_logits)
+
+
+def test_a_margin_within_the_noise_of_the_batch_size_is_refused(world):
+    world.engine_class = RestlessEngine
+    summary = world.run(candidates=INT8)
+    assert (summary.verdict, summary.exit_code, summary.release) == ("ERROR", 1, None)
+    assert "must be above the noise floor" in summary.reason
+
+
+def test_the_source_itself_as_candidate_passes_with_no_divergence(world):
+    """A/A through the whole rollout: f32 weights on the reference's own engine."""
+    summary = world.run(candidates="{engine: openvino, weights: {bits: 32}, kv_cache: [f32]}")
+    assert (summary.verdict, summary.exit_code) == ("PASS", 0)
+    quantize = next(stage for stage in summary.stages if stage.stage == "quantize")
+    assert quantize.metrics["quality/kl_nats"] == 0
+    assert quantize.metrics["quality/flip_rate"] == 0
+
+
+def test_edited_prompts_are_other_prompts(world, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    rows = [f'{{"prompt": "Say the number {number}."}}' for number in range(70)]
+    prompts.write_text("\n".join(rows))
+    asked = f"behaviour: {{prompts: {prompts}}}"
+    assert world.run(candidates=INT8, more=asked).verdict == "PASS"
+    prompts.write_text("\n".join([*rows[:-1], '{"prompt": "Say nothing."}']))
+    again = world.run(candidates=INT8, more=asked)
+    quantize = next(stage for stage in again.stages if stage.stage == "quantize")
+    assert (again.verdict, quantize.cached) == ("PASS", False)
+
+
+LOCAL_JUDGE = "{kind: local, engine: {engine: openvino}}"
+JUDGE_THAT_IS_DOWN = "{kind: endpoint, base_url: 'http://127.0.0.1:9/v1', model: qwen3-32b, retries: 0}"
+
+
+@pytest.mark.parametrize("provider", [LOCAL_JUDGE, JUDGE_THAT_IS_DOWN])
+def test_a_judge_that_is_not_calibrated_has_no_vote(world, provider):
+    summary = world.run(candidates=INT8, more=f"judge: {{provider: {provider}}}")
+    assert summary.verdict == "PASS"
+    quantize = next(stage for stage in summary.stages if stage.stage == "quantize")
+    assert "has no vote" in quantize.reason
 
 
 def test_a_goal_that_only_the_challenger_meets_starts_recovery(world):

@@ -118,10 +118,18 @@ def test_a_field_that_one_row_lacks_is_an_error_that_names_it(command: Command) 
     assert "task capitals, item 7: field 'context' is missing" in summary["reason"]
 
 
-def test_a_task_that_does_not_exist_is_an_error_that_names_it(command: Command) -> None:
-    code, summary = command.run(task="capitols")
-    assert (code, summary["verdict"]) == (1, "ERROR")
-    assert "no task capitols in" in summary["reason"]
+def test_a_task_that_does_not_exist_ends_before_anything_runs(command: Command) -> None:
+    done = command.invoke(task="capitols")
+    lines = [line for line in done.stderr.splitlines() if line.startswith("keiryo:")]
+    assert (done.exit_code, len(lines), done.stdout) == (2, 1, "")
+    assert "no task capitols in" in lines[0]
+
+
+def test_a_task_with_too_few_items_for_the_margin_is_refused(command: Command) -> None:
+    command.write(ROWS[:6])
+    done = command.invoke()
+    assert done.exit_code == 2
+    assert "accuracy of capitals: 6 items cannot decide a margin of 0.2" in done.stderr
 
 
 def test_a_yaml_that_does_not_parse_ends_before_anything_runs(command: Command) -> None:

@@ -1,6 +1,6 @@
 """How often the gate is wrong about a candidate whose truth is known, by seeded simulation.
 
-The fast part of `make bench PART=gate`, on the same code. Tolerances are two standard errors of the simulation
+The fast part of `make bench PART=simulate`, on the same code. Tolerances are two standard errors of the simulation
 on top of what the gate claims.
 """
 
@@ -15,7 +15,7 @@ from tasks.quality.paired_proportions import score_statistic, tango_limits
 from tasks.quality.power import accuracy_performance
 from tasks.quality.sequential import LookLevels, plan_looks
 from tests.benchmarks import gate
-from tests.benchmarks.gate_trials import (
+from tests.benchmarks.simulate_trials import (
     draw,
     judge_of_counts,
     one_look,

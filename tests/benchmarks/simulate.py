@@ -1,7 +1,7 @@
-"""`make bench PART=gate`: how often the gate is wrong about candidates whose truth is known.
+"""`make bench PART=simulate`: how often the gate is wrong about candidates whose truth is known.
 
-Seeded; the same figures on every machine. Writes docs/bench/gate.json with every rate, gate.md with the
-claims of the gate and whether they hold, and gate.svg. A claim counts as met by the exact rate where there
+Seeded; the same figures on every machine. Writes docs/bench/simulate.json with every rate, simulate.md with the
+claims of the gate and whether they hold, and simulate.svg. A claim counts as met by the exact rate where there
 is one, else where the 95 % interval (Clopper & Pearson) of the simulated rate reaches the claimed limit; the rates
 themselves stand beside it.
 """
@@ -15,9 +15,9 @@ from tasks.quality.intervals import MIN_ITEM_CLUSTERS, accuracy_limits, effectiv
 from tasks.quality.planning import plan_items
 from tasks.quality.power import accuracy_performance, accuracy_power
 from tasks.quality.sequential import LookLevels, LookPlan, plan_looks
-from tests.benchmarks.gate_cells import cells, clustered_looks
-from tests.benchmarks.gate_report import Row, rate, write_report
-from tests.benchmarks.gate_trials import (
+from tests.benchmarks.simulate_cells import cells, clustered_looks
+from tests.benchmarks.simulate_report import Row, rate, write_report
+from tests.benchmarks.simulate_trials import (
     Counts,
     draw,
     judge_of_counts,
@@ -35,7 +35,7 @@ SHOWN_MARGIN = 0.02
 
 
 def main() -> None:
-    """Simulate and write docs/bench/gate.{json,md,svg}."""
+    """Simulate and write docs/bench/simulate.{json,md,svg}."""
     rng = np.random.default_rng(SEED)
     rows = [
         *planned_sizes(rng),

@@ -95,10 +95,10 @@ def rate(
 
 
 def write_report(rows: Sequence[Row], curves: Curves) -> str:
-    """Write docs/bench/gate.{json,md,svg}; returns the readable one."""
+    """Write docs/bench/simulate.{json,md,svg}; returns the readable one."""
     machine, date = environment(), datetime.now(UTC).date().isoformat()
     document = {
-        "part": "gate",
+        "part": "simulate",
         "machine": machine,
         "date": date,
         "versions": library_versions(*LIBRARIES),
@@ -107,10 +107,10 @@ def write_report(rows: Sequence[Row], curves: Curves) -> str:
         "curves": {name: list(points) for name, points in curves.items()},
     }
     FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / "gate.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    (FOLDER / "simulate.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     _plot(rows, curves)
     text = "\n".join([*_head(rows, date), *_gates(rows), *_coverage(rows), ""])
-    (FOLDER / "gate.md").write_text(text, encoding="utf-8")
+    (FOLDER / "simulate.md").write_text(text, encoding="utf-8")
     return text
 
 
@@ -118,16 +118,16 @@ def _head(rows: Sequence[Row], date: str) -> list[str]:
     claims = [row for row in rows if row.met is not None]
     missed = [row for row in claims if not row.met]
     return [
-        "# gate",
+        "# simulate",
         "",
-        f"{date}. Error rates of the quality gate on candidates whose truth is known: `make bench PART=gate`, seeded.",
+        f"{date}. Error rates of the quality gate on candidates whose truth is known: `make bench PART=simulate`, seeded.",
         f"{sum(bool(row.met) for row in claims)} of {len(claims)} claims met. A claim counts as met by the exact rate (summed",
         "over every outcome) where there is one, else where the 95 % interval of the simulated rate reaches the claimed limit. All",
-        "rates are in `gate.json`.",
+        "rates are in `simulate.json`.",
         "",
         *(f"- not met: {row.name}, {row.work}: {_percent(row)}, claimed {_claim(row)}" for row in missed),
         *([""] if missed else []),
-        "![Error rates](gate.svg)",
+        "![Error rates](simulate.svg)",
         "",
     ]
 
@@ -211,7 +211,7 @@ def _plot(rows: Sequence[Row], curves: Curves) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     _plot_curves(left, curves)
     _plot_cells(right, rows)
-    figure.savefig(FOLDER / "gate.svg", metadata={"Date": None})
+    figure.savefig(FOLDER / "simulate.svg", metadata={"Date": None})
     plt.close(figure)
 
 
