@@ -35,8 +35,7 @@ def write(part: str, rows: Sequence[Mapping[str, object]], ratios: Mapping[str, 
     lines = [f"# {part}", "", ", ".join(f"{k} {v}" for k, v in environment().items()), "",
              "| what | work | unit | median | 95 % interval | runs |", "|---|---|---|---:|---|---:|"]  # fmt: skip
     lines += [
-        f"| {r['name']} | {r['work']} | {r['unit']} | {r['median']:.3g} | {r['ci_low']:.3g} to {r['ci_high']:.3g} | "
-        f"{len(r['runs'])} |"  # type: ignore[arg-type]
+        f"| {r['name']} | {r['work']} | {r['unit']} | {r['median']:.3g} | {_interval(r)} | {len(r['runs'])} |"  # type: ignore[arg-type]
         for r in rows
     ]
     lines += [
@@ -50,3 +49,7 @@ def write(part: str, rows: Sequence[Mapping[str, object]], ratios: Mapping[str, 
     path = FOLDER / f"{part}.md"
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
+
+
+def _interval(row: Mapping[str, object]) -> str:
+    return "" if len(row["runs"]) == 1 else f"{row['ci_low']:.3g} to {row['ci_high']:.3g}"  # type: ignore[arg-type]

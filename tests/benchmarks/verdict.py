@@ -190,6 +190,8 @@ def _agreement(workspace: Workspace, judgement: Judgement, peer: _Peer) -> Itera
     """Rows on which our f32 source and lm-eval's fp32 model differ, and how near a tie each was, as lines."""
     scored = samples(workspace, judgement.samples["reference"]).rows
     ours = {(row.task, row.item): row.value for row in scored if row.metric == "acc"}
+    yield "\nEvery figure is of one run. A ratio is that of whole decisions, our text and our start included; in brackets the range\n"
+    yield "of the single tasks without them, where all rows were scored. Early stopping scores fewer rows: it is time to a decision.\n"
     yield "\nOur f32 source against lm-eval's hf float32, answers to the same rows:\n\n"
     for name, answers in peer.answers.items():
         leads = [f"{lead:.1e}" for item, (acc, lead) in answers.items() if ours[name, item] != acc]

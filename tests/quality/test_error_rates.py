@@ -14,7 +14,7 @@ from configs.quality import SequentialSettings
 from tasks.quality.paired_proportions import score_statistic, tango_limits
 from tasks.quality.power import accuracy_performance
 from tasks.quality.sequential import LookLevels, plan_looks
-from tests.benchmarks import gate
+from tests.benchmarks import simulate
 from tests.benchmarks.simulate_trials import (
     draw,
     judge_of_counts,
@@ -35,7 +35,7 @@ def noise(rate):
 @pytest.mark.parametrize("tasks", [1, 3])
 def test_at_the_planned_size_both_error_rates_hold_and_the_naive_gates_do_not(tasks):
     rng = np.random.default_rng(20)
-    items = gate.planned_items(tasks, MARGIN)
+    items = simulate.planned_items(tasks, MARGIN)
     worse = draw(rng, items, DISCORDANCE, [MARGIN] + [0.0] * (tasks - 1), TRIALS)
     equal = draw(rng, items, DISCORDANCE, [0.0] * tasks, TRIALS)
     assert one_look(worse, MARGIN, ALPHA).passed.mean() <= ALPHA + noise(ALPHA)
@@ -46,12 +46,12 @@ def test_at_the_planned_size_both_error_rates_hold_and_the_naive_gates_do_not(ta
     assert unpaired_margin(equal, MARGIN, ALPHA).mean() < 0.1
 
 
-@pytest.mark.parametrize("kind", gate.KINDS)
+@pytest.mark.parametrize("kind", simulate.KINDS)
 @pytest.mark.parametrize("tasks", [1, 3])
 def test_a_sequential_plan_keeps_both_error_rates_and_draws_what_was_planned(kind, tasks):
     rng = np.random.default_rng(21)
     settings = SequentialSettings(kind=kind)
-    items = gate.planned_items(tasks, MARGIN, kind)
+    items = simulate.planned_items(tasks, MARGIN, kind)
     plan = plan_looks(items, ALPHA, settings)
     sizes = np.diff(plan.items, prepend=0)
 
@@ -69,7 +69,7 @@ def test_a_sequential_plan_keeps_both_error_rates_and_draws_what_was_planned(kin
     assert equal.items.mean() < 0.85 * items
     assert ended([2 * MARGIN] + [0.0] * (tasks - 1)).items.mean() < 0.6 * items
     if kind == "obrien-fleming":
-        assert equal.items.mean() < 0.9 * gate.planned_items(tasks, MARGIN)
+        assert equal.items.mean() < 0.9 * simulate.planned_items(tasks, MARGIN)
 
 
 def test_looking_four_times_at_the_full_level_is_what_the_plan_prevents():
