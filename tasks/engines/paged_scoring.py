@@ -117,7 +117,7 @@ class PagedScorer:
             batch_tokens=self._batch_tokens,
             max_targets=MAX_LOGIT_ROWS,
             min_shared=MIN_SHARED_TOKENS,
-            branch_tokens=self._cache.block_tokens,
+            block_tokens=self._cache.block_tokens,
         )
         for batch in batches:
             yield from self._score_batch(batch, with_logits)

@@ -81,12 +81,12 @@ def batches_of_groups(
     batch_tokens: int,
     max_targets: int,
     min_shared: int,
-    branch_tokens: int = 1,
+    block_tokens: int = 1,
 ) -> Iterator[list[list[ScoreRequest]]]:
     """Consecutive requests of one context as groups, in batches of at most `batch_tokens` tokens to feed.
 
-    A context counts once, a continuation behind it at least `branch_tokens`. A group that is larger than a batch
-    is cut; contexts below `min_shared` tokens are not worth sharing, their requests are groups of one.
+    A context counts once, and every sequence in whole blocks of `block_tokens`. A group that is larger than a batch is
+    cut; contexts below `min_shared` tokens are not worth sharing, their requests are groups of one.
     """
     batch: list[list[ScoreRequest]] = []
     tokens = targets = 0
@@ -95,11 +95,11 @@ def batches_of_groups(
             raise EngineError("a score request needs at least one context token and one target")
         same = batch and batch[-1][0].context == request.context and len(request.context) >= min_shared
         new, more = not same, len(request.targets)
-        added = more + len(request.context) if new else max(more, branch_tokens)
+        added = -(-(more + len(request.context) if new else more) // block_tokens) * block_tokens
         if batch and (tokens + added > batch_tokens or targets + more > max_targets):
             yield batch
             batch, tokens, targets, new = [], 0, 0, True
-            added = more + len(request.context)
+            added = -(-(more + len(request.context)) // block_tokens) * block_tokens
         if new:
             batch.append([])
         batch[-1].append(request)
