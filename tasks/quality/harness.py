@@ -228,23 +228,6 @@ class TaskSet:
         return Scored(tuple(item_samples(name, logged, asked)), tuple(notes.values()))
 
 
-def run_tasks(
-    engine: Engine,
-    tokenizer: TextTokenizer,
-    names: Sequence[str],
-    *,
-    include: Path | None,
-    items: int | None,
-    seed: int,
-    max_tokens: int,
-    partial: Path | None = None,
-) -> list[Sample]:
-    """Load tasks and score `items` of each, None: all. The rest as in `TaskSet`."""
-    tasks = TaskSet(names, include=include, seed=seed)
-    counts = {name: items or tasks.size(name) for name in tasks.names}
-    return list(tasks.score(engine, tokenizer, counts, max_tokens=max_tokens, partial=partial).rows)
-
-
 def _load(names: Sequence[str], include: Path | None) -> dict[str, Task]:
     manager = TaskManager(include_path=str(include) if include else None, include_defaults=include is None)
     unknown = [name for name in names if name not in manager.all_tasks]

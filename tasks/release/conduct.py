@@ -24,7 +24,7 @@ from tasks.judging.family import families_of_folder
 from tasks.judging.judge import Judge
 from tasks.judging.local import EngineJudge
 from tasks.judging.report import JudgeReport, run_judge
-from tasks.judging.spot_check import blinded_pairs
+from tasks.judging.spot_check import BlindingKey, blinded_pairs
 from tasks.models.sources import acquire
 from tasks.quality.verdict import VerdictName
 from tasks.release.candidate import Candidate
@@ -85,6 +85,8 @@ def examine(workspace: Workspace, candidate: Candidate) -> Conduct:
     source, changed = _answers(workspace, reference), _answers(workspace, candidate)
     report = compare_answers(source, changed, behaviour, tries=tries)
     pairs, key = blinded_pairs(report.rows, behaviour.spot_check.pairs, behaviour.spot_check.seed)
+    # The key stays out of the run and the report: whoever sees it is not blind any more.
+    workspace.store.once(f"spot-check-key-{digest_of(list(pairs))}", BlindingKey, lambda: key)
     conduct = Conduct(
         verdict=report.verdict,
         reason=f"answers: {report.reason}" if report.verdict else "",
@@ -93,7 +95,6 @@ def examine(workspace: Workspace, candidate: Candidate) -> Conduct:
             "behaviour.csv": _checks_csv(report),
             "answers_changed_most.csv": _rows_csv(report),
             "spot_check.jsonl": "".join(f"{pair.model_dump_json()}\n" for pair in pairs),
-            "spot_check_key.json": key.model_dump_json(),
         },
     )
     if judge is None:

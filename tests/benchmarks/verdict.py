@@ -132,7 +132,7 @@ class _Run:
 
 
 def _judge(workspace: Workspace, weights: str) -> _Run:
-    """From an empty memory to a verdict."""
+    """From no score to a verdict; lm_eval is imported and the tasks are loaded before, on both sides."""
     results = workspace.store.home / "results"
     kept = [
         path for kind in ("samples", "noise", "task-sizes", "answers") for path in results.glob(f"{kind}-*")
@@ -157,7 +157,7 @@ def _judge(workspace: Workspace, weights: str) -> _Run:
                 self._note(name, began_s)
 
         def _note(self, what: str, began_s: float) -> None:
-            who = "source" if self._candidate == self._reference else "candidate"
+            who = "source" if self._is_reference else "candidate"
             parts[f"{who}, {what}"] = parts.get(f"{who}, {what}", 0.0) + time.perf_counter() - began_s
 
     judging.CandidateScores = Timed  # type: ignore[misc]

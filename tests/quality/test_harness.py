@@ -23,7 +23,7 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(tiny_engine, tiny_checkpoint: Path, gate: Path):
     """run_tasks on the pack with the tiny model."""
-    from tasks.quality.harness import run_tasks
+    from run_tasks import run_tasks
 
     def call(
         items: int | None, *, names=NAMES, include: Path = gate, partial: Path | None = None, seed: int = 0
@@ -134,8 +134,7 @@ def test_the_demo_model_answers_as_under_lm_evals_hf_model(demo_checkpoint, torc
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
-
-    from tasks.quality.harness import run_tasks
+    from run_tasks import run_tasks
 
     folder = demo_checkpoint.folder
     rows = run_tasks(

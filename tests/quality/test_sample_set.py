@@ -1,12 +1,12 @@
 from pathlib import Path
 
 import pytest
+from run_tasks import run_tasks
 
 from configs.quality import Margins, TextSettings
 from tasks.data.text import Section, split_text
 from tasks.quality.divergence import diverge, reference_logits
 from tasks.quality.gate import judge
-from tasks.quality.harness import run_tasks
 from tasks.quality.pack.write import write_pack
 from tasks.quality.quality_error import QualityError
 from tasks.quality.sample_set import samples_of
