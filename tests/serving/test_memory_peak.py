@@ -4,7 +4,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
 from tasks.serving.memory_peak import MemoryPeak
@@ -12,15 +11,28 @@ from tasks.serving.memory_peak import MemoryPeak
 MIB = 2**20
 
 
+_SHORT_PEAK = """
+import numpy as np
+from tasks.serving.memory_peak import MemoryPeak
+before = np.ones(80 * 2**20, np.uint8)
+with MemoryPeak() as peak:
+    passing = np.ones(120 * 2**20, np.uint8)
+    during = peak.growth_bytes
+    del passing
+    kept = np.ones(16 * 2**20, np.uint8)
+print(during, peak.growth_bytes, before.sum() + kept.sum())
+"""
+
+
 def test_short_peak_is_seen_though_it_is_gone_at_the_end():
-    before = np.ones(80 * MIB, np.uint8)
-    with MemoryPeak() as peak:
-        passing = np.ones(120 * MIB, np.uint8)
-        assert peak.growth_bytes >= 115 * MIB
-        del passing
-        kept = np.ones(16 * MIB, np.uint8)
-    assert 115 * MIB <= peak.growth_bytes <= 135 * MIB
-    assert before.sum() + kept.sum() == 96 * MIB
+    """In a process of its own: threads that other tests leave behind grow while this one measures."""
+    done = subprocess.run(
+        [sys.executable, "-c", _SHORT_PEAK], capture_output=True, text=True, timeout=60, check=True
+    )
+    during, peak, held = map(int, done.stdout.split())
+    assert during >= 115 * MIB
+    assert 115 * MIB <= peak <= 135 * MIB
+    assert held == 96 * MIB
 
 
 def test_freed_memory_of_an_earlier_model_does_not_hide_growth():
