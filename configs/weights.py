@@ -6,11 +6,30 @@ from pydantic import Field, model_validator
 
 from configs.section import Section
 
+Calibration = Literal[
+    "none",
+    "gptq",
+    "awq",
+    "scale_estimation",
+    "awq+scale_estimation",
+    "lora_correction",
+    "awq+scale_estimation+lora_correction",
+    "nncf_gptq",
+    "hqq",
+    "k_quant",
+]
+"""How scales and integers are found; the field `calibration` says what each is."""
+
+Activations = Literal["float", "int8_dynamic", "int8_static"]
+
 
 class WeightSettings(Section):
     """One weight format. `bits: 32` is the exported model as it is."""
 
     bits: Literal[4, 8, 16, 32] = Field(32, description="bits a weight of the linear layers")
+    number: Literal["int", "nf4"] = Field(
+        "int", description="nf4: the 16 quantiles of a normal distribution (bits 4, OpenVINO)"
+    )
     symmetric: bool = Field(True, description="no zero point")
     group_size: int = Field(
         -1, ge=-1, description="weights sharing one scale; -1: one scale an output channel"
@@ -18,22 +37,48 @@ class WeightSettings(Section):
     int8_ratio: float = Field(
         0.0, ge=0, le=1, description="bits 4: share of the weights kept at 8 bits, the most sensitive first"
     )
+    int8_layers: tuple[str, ...] = Field(
+        (), description="bits 4: linear layers kept at 8 bits by name, 'model.layers.0.mlp.up_proj'"
+    )
     embedding_bits: Literal[4, 8, 16, 32] = Field(
         8, description="bits of the token embedding and the output head"
     )
-    calibration: Literal["none", "awq", "scale_estimation", "awq+scale_estimation", "gptq"] = Field(
-        "none", description="how scales are found: round to nearest, or on the calibration text"
+    calibration: Calibration = Field(
+        "none",
+        description=(
+            "none: round to nearest; gptq: rounding error fed forward along each layer (any engine); hqq, k_quant: scales fitted "
+            "to the weights alone (ONNX Runtime); awq, scale_estimation, lora_correction, nncf_gptq: NNCF's (OpenVINO)"
+        ),
     )
     calibration_samples: int = Field(32, ge=1, description="sections of the calibration text that are used")
+    activations: Activations = Field(
+        "float",
+        description=(
+            "what the stored graph does to activations: int8_static: scales from the calibration text; int8_dynamic: from each "
+            "input (ONNX Runtime; OpenVINO's own on-the-fly kind is the engine's activation_group)"
+        ),
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> "WeightSettings":
         if self.group_size in (0, 1):
             raise ValueError("group_size must be -1 (per channel) or at least 2")
-        if self.bits != 4 and (self.int8_ratio or self.calibration != "none"):
-            raise ValueError("int8_ratio and calibration act on bits: 4 only; leave them out")
+        if self.bits != 4 and (self.int8_ratio or self.int8_layers):
+            raise ValueError("int8_ratio and int8_layers act on bits: 4 only; leave them out")
+        if self.int8_ratio and self.int8_layers:
+            raise ValueError("int8_ratio and int8_layers both say what stays at 8 bits; give one of them")
+        if self.bits not in (4, 8) and self.calibration != "none":
+            raise ValueError("calibration acts on bits: 4 and 8 only; leave it out")
+        if self.bits == 8 and self.calibration not in ("none", "gptq"):
+            raise ValueError(f"calibration: {self.calibration} acts on bits: 4 only; use none or gptq")
         if self.bits in (16, 32) and self.group_size != -1:
             raise ValueError(f"group_size has no meaning with bits: {self.bits}; leave it out")
+        if self.number == "nf4" and (self.bits != 4 or not self.symmetric):
+            raise ValueError("number: nf4 is a symmetric 4-bit format; set bits: 4 and symmetric: true")
+        if self.activations != "float" and self.bits != 8:
+            raise ValueError(
+                f"activations: {self.activations} goes with bits: 8; set it, or activations: float"
+            )
         return self
 
     @property
@@ -42,7 +87,11 @@ class WeightSettings(Section):
         if self.bits in (16, 32):
             return f"f{self.bits}"
         group = "per channel" if self.group_size == -1 else f"g{self.group_size}"
-        parts = [f"int{self.bits}", "sym" if self.symmetric else "asym", group]
+        kind = "nf4" if self.number == "nf4" else f"int{self.bits} {'sym' if self.symmetric else 'asym'}"
+        parts = [kind, group]
         parts += [self.calibration] if self.calibration != "none" else []
         parts += [f"{self.int8_ratio:.0%} int8"] if self.int8_ratio else []
+        parts += [f"{len(self.int8_layers)} layers int8"] if self.int8_layers else []
+        parts += [f"embedding {self.embedding_bits}"] if self.embedding_bits != 8 else []
+        parts += [f"{self.activations} activations"] if self.activations != "float" else []
         return " ".join(parts)

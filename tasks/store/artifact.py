@@ -7,7 +7,7 @@ from pydantic import Field
 
 from tasks.store.record import Record
 
-ArtifactKind = Literal["checkpoint", "openvino", "onnxruntime", "adapter"]
+ArtifactKind = Literal["checkpoint", "grid", "openvino", "onnxruntime", "adapter"]
 
 
 class FileEntry(Record):
