@@ -7,6 +7,7 @@ short peak from the thread.
 """
 
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -65,15 +66,26 @@ class MemoryPeak:
 
 
 def _resident_bytes() -> int:
-    """Resident memory of this process and its descendants."""
+    """Resident memory of this process and its descendants.
+
+    A child younger than a look does not count: between vfork and exec it lives in its parent's address space.
+    """
     process = psutil.Process()
     total = int(process.memory_info().rss)
+    command = process.cmdline()
     for child in process.children(recursive=True):
         try:
-            total += int(child.memory_info().rss)
-        except psutil.NoSuchProcess:  # it ended between the listing and the reading
+            if time.time() - child.create_time() > _INTERVAL_S:
+                total += _own_bytes(child, command)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # it ended between the listing and the reading
             continue
     return total
+
+
+def _own_bytes(child: psutil.Process, command: list[str]) -> int:
+    """Resident memory of a child; of a forked one, which shows its parent's pages as resident, the private part."""
+    forked = child.cmdline() == command
+    return int(child.memory_full_info().uss if forked else child.memory_info().rss)
 
 
 def _reset_high_water_mark() -> bool:

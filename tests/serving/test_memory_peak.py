@@ -52,3 +52,26 @@ def test_children_count():
         time.sleep(1.0)
         assert child.wait(timeout=30) == 0
     assert peak.growth_bytes >= 60 * MIB
+
+
+_FORKED_CHILD = """
+import multiprocessing, time
+import numpy as np
+from tasks.serving.memory_peak import MemoryPeak
+before = np.ones(200 * 2**20, np.uint8)
+with MemoryPeak() as peak:
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0.6,))
+    child.start()
+    child.join()
+print(peak.growth_bytes, before.sum())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what a fork shares is read as Linux tells it")
+def test_a_forked_child_does_not_count_its_parents_pages_again():
+    done = subprocess.run(
+        [sys.executable, "-c", _FORKED_CHILD], capture_output=True, text=True, timeout=60, check=True
+    )
+    growth, held = map(int, done.stdout.split())
+    assert held == 200 * MIB
+    assert growth < 50 * MIB
