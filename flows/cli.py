@@ -62,7 +62,7 @@ def plan(config: ConfigPath, overrides: Overrides = None, as_json: Json = False)
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
     """The rollout. Exit code: 0 passed, 1 error, 2 bad input, 3 gate FAIL, 4 INCONCLUSIVE."""
-    from flows import start, tables
+    from flows import start
     from flows.offline import stdout_to_stderr
 
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
@@ -70,6 +70,8 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) 
     with _clean_exit():
         with stdout_to_stderr():
             summary = start.run(config, overrides or [])
+        from flows import tables  # imports what the flow imports while its server starts: not before
+
         _show(summary.model_dump(mode="json"), as_json, lambda: tables.summary(summary))
     raise typer.Exit(summary.exit_code)
 
