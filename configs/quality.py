@@ -59,14 +59,16 @@ class TaskSettings(Section):
 class SequentialSettings(Section):
     """How often an accuracy task may be judged while its items are drawn; the error rates hold for all looks together."""
 
-    kind: Literal["obrien-fleming", "confidence-sequence", "none"] = Field(
-        "obrien-fleming",
+    kind: Literal["obrien-fleming", "planned", "confidence-sequence", "none"] = Field(
+        "planned",
         description=(
-            "'obrien-fleming': alpha spending, near the power of one look; 'confidence-sequence': valid at any "
-            "look without approximation, needs about twice the items and independent ones; 'none': one look"
+            "'planned': alpha spending that takes the fewest expected items and keeps the wanted power, chosen from the "
+            "settings before any data; 'obrien-fleming': alpha spending near the power of one look; "
+            "'confidence-sequence': valid at any look without approximation, needs about twice the items and "
+            "independent ones; 'none': one look"
         ),
     )
-    looks: int = Field(4, ge=1, le=20, description="looks at most, evenly spaced; the last is at all items")
+    looks: int = Field(8, ge=1, le=20, description="looks at most; the last is at all items")
     futility_power: float | None = Field(
         0.1,
         gt=0,

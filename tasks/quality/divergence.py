@@ -103,7 +103,7 @@ def diverge(
     Args:
         engine: the candidate.
         tokenizer: of the candidate; must give the reference's tokens.
-        sections: the ones the file was made of, in its order.
+        sections: the ones the file was made of, or some of them.
         path: the file of `reference_logits`.
         log: keeps sections already scored.
 
@@ -114,9 +114,10 @@ def diverge(
     requests = _requests(tokenizer, sections)
     with path.open("rb") as file:
         index, starts = _read_index(file, path)
-        if [(s.id, s.item_hash) for s in index.sections] != [
-            (s.id, _hash(r)) for s, r in zip(sections, requests, strict=True)
-        ]:
+        places = {(s.id, s.item_hash): number for number, s in enumerate(index.sections)}
+        found = [places.get((s.id, _hash(r))) for s, r in zip(sections, requests, strict=True)]
+        stored = [(index.sections[place], starts[place]) for place in found if place is not None]
+        if len(stored) < len(sections):
             raise QualityError(f"{path} has other sections or another tokenizer; score the reference again")
         keys = [request_key("diverge", r.context, r.targets) for r in requests]
         todo = [number for number, key in enumerate(keys) if log.get(key) is None]
@@ -127,10 +128,10 @@ def diverge(
                 raise QualityError(
                     f"the candidate has {logits.shape[1]} logits a token, the reference {index.vocab_size}"
                 )
-            kl, flips = _compare(file, starts[number], logits)
+            kl, flips = _compare(file, stored[number][1], logits)
             log.put(keys[number], [_nll(scored), kl, flips])
     rows = []
-    for entry, key in zip(index.sections, keys, strict=True):
+    for (entry, _), key in zip(stored, keys, strict=True):
         values: list[float] = log.get(key)  # type: ignore[assignment]
         for metric, value in zip(("perplexity", "kl", "flips"), values, strict=True):
             rows.append(_sample(metric, entry.id, entry.item_hash, value, entry.tokens))

@@ -6,10 +6,12 @@ points; 4,887 and 1,260 where three tasks must pass jointly. All metrics must pa
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from configs.quality import Margins, SequentialSettings
-from tasks.quality.power import Performance, accuracy_performance, divergence_power, text_power
+from configs.quality import Margins, QualitySettings, SequentialSettings
+from tasks.quality.looks import Aim, most_powerful, plan_looks
+from tasks.quality.power import Performance, divergence_power, plan_performance, text_power
+from tasks.quality.sequential import LookPlan
 from tasks.store.record import Record
 
 SECTION_SPREAD_NATS = 0.03
@@ -112,7 +114,7 @@ def plan_items(
         return divergence_power(n, kl_spread_fraction, level)
 
     def accuracy(n: int, margin: float) -> Performance:
-        return accuracy_performance(n, margin, discordance, level, sequential, design_effect)
+        return plan_performance(most_powerful(n, level, sequential), margin, discordance, design_effect)
 
     plans = []
     if growth is not None:
@@ -120,9 +122,40 @@ def plan_items(
     if nats is not None:
         plans.append(_plan("kl", nats, sections, divergence, level, power, joint))
     if points is not None and tasks:
+        share = _task_share(power, math.prod(plan.power for plan in plans), len(tasks))
+        aim = Aim(margin=points, discordance=discordance, power=share, design_effect=design_effect)
+        drawn = plan_performance(
+            plan_looks(items, level, sequential, aim), points, discordance, design_effect
+        )
         each = _plan("accuracy", points, items, accuracy, level, power, joint)
+        each = each.model_copy(update={"power": drawn.power, "expected": drawn.expected})
         plans += [each.model_copy(update={"task": task}) for task in tasks]
     return tuple(plans)
+
+
+def plan_tasks(quality: QualitySettings, margins: Margins, sizes: Mapping[str, int]) -> dict[str, LookPlan]:
+    """The looks at every task that has the accuracy margin, from the settings alone.
+
+    Args:
+        quality: levels, wanted power and expected discordance.
+        margins: what is judged; the text metrics' power is their share of the wanted one.
+        sizes: items that each task may draw.
+    """
+    if margins.accuracy is None or not sizes:
+        return {}
+    text = plan_items(
+        margins.model_copy(update={"accuracy": None}), alpha=quality.alpha, tries=quality.tries, power=quality.power,
+        discordance=quality.discordance, tasks=(), items=0, sections=quality.text.gate_sections,
+    )  # fmt: skip
+    share = _task_share(quality.power, joint_power(text), len(sizes))
+    aim = Aim(margin=margins.accuracy, discordance=quality.discordance, power=share)
+    level = quality.alpha / quality.tries
+    return {name: plan_looks(size, level, quality.sequential, aim) for name, size in sizes.items()}
+
+
+def _task_share(power: float, of_text: float, tasks: int) -> float:
+    """Power that each task must have for `power` of all metrics, where the text has `of_text`; 1 where none would do."""
+    return 1.0 if of_text <= power else (power / of_text) ** (1 / tasks)
 
 
 def joint_power(plans: Sequence[MetricPlan]) -> float:

@@ -12,11 +12,11 @@ from functools import lru_cache
 import numpy as np
 from scipy import stats
 
-from configs.quality import SequentialSettings
 from tasks.quality.confidence_sequence import critical_statistics
 from tasks.quality.intervals import MIN_TEXT_CLUSTERS, text_limits
 from tasks.quality.paired_proportions import score_statistic
-from tasks.quality.sequential import crossing, spending_levels
+from tasks.quality.sequential import LookPlan
+from tasks.quality.walk import crossing
 from tasks.store.record import Record
 
 SIMULATED_CANDIDATES, SIMULATED_SECTIONS = 2000, 4000
@@ -58,33 +58,28 @@ def accuracy_power(
     return float(chance[possible & passed].sum())
 
 
-def accuracy_performance(
-    items: int,
-    margin: float,
-    discordance: float,
-    alpha: float,
-    sequential: SequentialSettings,
-    design_effect: float = 1.0,
+def plan_performance(
+    plan: LookPlan, margin: float, discordance: float, design_effect: float = 1.0
 ) -> Performance:
-    """Power and expected items of a plan with `items` in all, for an equal candidate."""
-    if sequential.kind == "none":
-        power = accuracy_power(items, margin, discordance, alpha, design_effect)
+    """Power and expected items of a plan, for an equal candidate."""
+    items, fractions = plan.items[-1], plan.fractions
+    if plan.kind == "none":
+        power = accuracy_power(items, margin, discordance, plan.alpha, design_effect)
         return Performance(power=power, expected=items)
-    independent = items / design_effect
-    fractions = tuple((look + 1) / sequential.looks for look in range(sequential.looks))
-    drift = margin * math.sqrt(independent / discordance)
-    if sequential.kind == "confidence-sequence":
-        critical = critical_statistics(np.multiply(fractions, independent), margin, discordance, alpha)
+    drift = margin * math.sqrt(items / design_effect / discordance)
+    if plan.kind == "confidence-sequence":
+        independent = np.divide(plan.items, design_effect)
+        critical = critical_statistics(independent, margin, discordance, plan.alpha)
     else:
         chances = [
-            accuracy_power(max(1, round(items * fraction)), margin, discordance, level, design_effect)
-            for fraction, level in zip(fractions, spending_levels(fractions, alpha), strict=True)
+            accuracy_power(count, margin, discordance, level, design_effect)
+            for count, level in zip(plan.items, plan.levels, strict=True)
         ]
         critical = drift * np.sqrt(fractions) - stats.norm.ppf(np.clip(chances, 1e-12, 1 - 1e-12))
-    found = crossing(fractions, critical.tolist(), drift, sequential.futility_power)
+    found = crossing(fractions, critical.tolist(), drift, plan.futility_power)
     ended = np.add(found.passed, found.stopped)
     ended[-1] = 1 - ended[:-1].sum()
-    return Performance(power=sum(found.passed), expected=float(items * (ended * fractions).sum()))
+    return Performance(power=sum(found.passed), expected=float((ended * plan.items).sum()))
 
 
 def text_power(sections: int, gap_in_spreads: float, alpha: float) -> Performance:

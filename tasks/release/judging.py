@@ -11,9 +11,10 @@ from typing import Literal
 from pydantic import Field
 
 from tasks.quality.gate import TEXT, Improvement, improvement, judge
+from tasks.quality.planning import plan_tasks
 from tasks.quality.sample_set import joined_samples, samples_of
 from tasks.quality.samples import Samples
-from tasks.quality.sequential import LookLevels, plan_looks
+from tasks.quality.sequential import LookLevels
 from tasks.quality.verdict import GateVerdict, VerdictName
 from tasks.release.candidate import Candidate
 from tasks.release.conduct import examine, worse
@@ -84,7 +85,7 @@ def judge_candidate(workspace: Workspace, candidate: Candidate, kind: GateKind) 
     gate, keys = _gate(workspace, candidate, kind)
     if gate.verdict != "PASS":
         return Judgement(verdict=gate.verdict, reason=gate.reason, gate=gate, samples=keys)
-    floors = check_noise(workspace, candidate, workspace.config.quality.judged(kind))
+    floors = check_noise(workspace, candidate, workspace.config.quality.judged(kind), keys["candidate"])
     conduct = examine(workspace, candidate)
     return Judgement(
         verdict=worse(gate.verdict, conduct.verdict) or gate.verdict,
@@ -102,10 +103,8 @@ def _gate(workspace: Workspace, candidate: Candidate, kind: GateKind) -> tuple[G
     quality, margins = workspace.config.quality, workspace.config.quality.judged(kind)
     tasks = judged_tasks(workspace)
     expected = (*tasks, TEXT)
-    level = quality.alpha / quality.tries
     looks = {
-        name: LookLevels(plan=plan_looks(size, level, quality.sequential), look=1)
-        for name, size in tasks.items()
+        name: LookLevels(plan=plan, look=1) for name, plan in plan_tasks(quality, margins, tasks).items()
     }
     with (
         CandidateScores(workspace, None, "gate") as source,

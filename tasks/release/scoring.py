@@ -180,12 +180,12 @@ def context_tokens(folder: Path) -> int:
     return int(settings.get("max_position_embeddings") or DEFAULT_CONTEXT_TOKENS)
 
 
-def search_logits(workspace: Workspace) -> Path:
-    """The source's logits of the search text, scored now where they are not there.
+def gate_logits(workspace: Workspace) -> Path:
+    """The source's logits of the gate text, scored now where they are not there.
 
     Raises:
         EngineError, QualityError: the source cannot be scored.
     """
-    with CandidateScores(workspace, None, "search") as source:
+    with CandidateScores(workspace, None, "gate") as source:
         source.text()
         return source.logits_path

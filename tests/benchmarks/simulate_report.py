@@ -22,6 +22,7 @@ from tests.benchmarks.report_file import FOLDER
 LIBRARIES = ("numpy", "scipy", "statsmodels")
 COLOURS = {
     "keiryo": "#1b6ca8",
+    "keiryo_sequential": "#2a9d8f",
     "keiryo_obrien-fleming": "#62b6cb",
     "keiryo_confidence-sequence": "#8d99ae",
     "keiryo_without_correction": "#b8b8b8",
@@ -140,6 +141,7 @@ def _gates(rows: Sequence[Row]) -> list[str]:
         "test of no difference at 5 %; what it does not find significant is accepted. `unpaired_margin`: a non-inferiority test",
         "with the same unpaired errors. Truth: one task exactly the margin worse (false accept, false fail), or all equal",
         "(false reject). `items_of_one_look`: items judged on average, over those that one look of the same power needs.",
+        "`keiryo_sequential`: the default, looks planned for the fewest items; the other two kinds under their own names.",
         "",
         "| rate | drawn | simulated | 95 % interval | exact | claimed | met |",
         "|---|---|---:|---|---:|---|---|",

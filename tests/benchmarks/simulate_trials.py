@@ -79,19 +79,20 @@ def several_looks(pieces: Sequence[Counts], plan: LookPlan, margin: float) -> En
         used[judged] = items
         at = LookLevels(plan=plan, look=look)
         lost, gained = sums[look - 1, ..., 0], sums[look - 1, ..., 1]
-        passes, fails = _crossed(lost, gained, items, margin, at, tasks)
+        passes, fails = crossed(lost, gained, items, margin, at, tasks)
         stays |= judged & passes
         failed |= (judged & fails).any(-1)
         hopeless = judged & ~passes
         if not at.is_last:
-            hopeless &= _futile(lost, gained, margin, at)
+            hopeless &= futile(lost, gained, margin, at)
         drawing &= ~failed & ~hopeless.any(-1) & ~stays.all(-1)
     return Ended(stays.all(-1) & ~failed, failed, used.mean(-1))
 
 
-def _crossed(
+def crossed(
     lost: Counts, gained: Counts, items: int, margin: float, at: LookLevels, tasks: int
 ) -> tuple[Bools, Bools]:
+    """Where counts at a look pass and where they fail, `tasks` being judged in all."""
     to_pass, to_fail = at.levels(tasks)
     if at.plan.kind == "confidence-sequence":
         return (
@@ -102,7 +103,8 @@ def _crossed(
     return statistic < -stats.norm.isf(to_pass), statistic > stats.norm.isf(to_fail)
 
 
-def _futile(lost: Counts, gained: Counts, margin: float, at: LookLevels) -> Bools:
+def futile(lost: Counts, gained: Counts, margin: float, at: LookLevels) -> Bools:
+    """Where a PASS at the last look is too unlikely to draw on for."""
     plan, items = at.plan, at.plan.items[at.look - 1]
     if plan.futility_power is None:
         return np.zeros(lost.shape, dtype=bool)

@@ -55,7 +55,7 @@ def main() -> None:
         prepare_environment(Path(folder), hub=False, threads=THREADS)
         tasks = Path(folder) / "ext"
         subprocess.run([sys.executable, DATA / "make_tasks.py", tasks], check=True, stdout=subprocess.DEVNULL)
-        early = make_workspace(_config(tasks, items, "obrien-fleming", "bf16"))
+        early = make_workspace(_config(tasks, items, "planned", "bf16"))
         whole = make_workspace(_config(tasks, items, "none", "bf16"))
         exact = make_workspace(_config(tasks, items, "none", "f32"))
         for weights in FORMATS.values():

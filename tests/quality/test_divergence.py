@@ -87,13 +87,24 @@ def test_scored_sections_are_not_scored_again(tiny_engine, tiny_checkpoint: Path
     assert tiny_engine.requests_seen - seen == len(SECTIONS) - 2
 
 
+def test_some_of_the_sections_are_compared_with_their_own_logits(
+    tiny_engine, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    tokenizer, path = TextTokenizer(tiny_checkpoint), tmp_path / "ref"
+    reference_logits(tiny_engine, tokenizer, SECTIONS, path)
+    some = diverge(tiny_engine, tokenizer, SECTIONS[1::2], path, ScoreLog(None))
+    assert {row.item for row in some} == {section.id for section in SECTIONS[1::2]}
+    assert sum(row.value for row in some if row.metric == "kl") < 1e-6 * sum(row.weight for row in some)
+
+
 def test_damaged_files_and_other_sections_are_refused(
     tiny_engine, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     tokenizer, path = TextTokenizer(tiny_checkpoint), tmp_path / "ref"
     reference_logits(tiny_engine, tokenizer, SECTIONS, path)
+    changed = SECTIONS[0].model_copy(update={"text": "Another text altogether."})
     with pytest.raises(QualityError, match="other sections"):
-        diverge(tiny_engine, tokenizer, SECTIONS[:2], path, ScoreLog(None))
+        diverge(tiny_engine, tokenizer, (changed, *SECTIONS[1:]), path, ScoreLog(None))
     path.write_bytes(path.read_bytes()[600:])
     with pytest.raises(QualityError, match="its index says"):
         diverge(tiny_engine, tokenizer, SECTIONS, path, ScoreLog(None))

@@ -6,6 +6,7 @@ from scipy import stats
 
 from configs.quality import Margins, QualitySettings, SequentialSettings
 from tasks.quality.intervals import text_limits
+from tasks.quality.looks import Aim, plan_looks
 from tasks.quality.paired_proportions import tango_limits
 from tasks.quality.planning import (
     PlanError,
@@ -13,8 +14,9 @@ from tasks.quality.planning import (
     plan_items,
     refuse_undecidable,
 )
-from tasks.quality.power import accuracy_performance, accuracy_power, divergence_power, text_power
+from tasks.quality.power import accuracy_power, divergence_power, plan_performance, text_power
 
+AIM = Aim(margin=0.02, discordance=0.05, power=0.8)
 ACCURACY = {"alpha": 0.05, "tries": 1, "power": 0.8, "discordance": 0.05, "items": 600, "sections": 64}
 
 
@@ -73,7 +75,11 @@ def test_shipped_settings_can_decide_and_show_what_they_lack():
         assert enough == pytest.approx(quality.power ** (1 / len(plans)), abs=0.01)
 
 
-@pytest.mark.parametrize("kind", ["obrien-fleming", "confidence-sequence"])
+def performance(items, settings):
+    return plan_performance(plan_looks(items, 0.05, settings, AIM), 0.02, 0.05)
+
+
+@pytest.mark.parametrize("kind", ["planned", "obrien-fleming", "confidence-sequence"])
 def test_a_sequential_plan_states_the_items_it_expects(kind):
     settings = SequentialSettings(kind=kind)
     once = plan_items(accuracy_margin(0.02), **ACCURACY, tasks=["a", "b"])[0]
@@ -83,21 +89,21 @@ def test_a_sequential_plan_states_the_items_it_expects(kind):
     assert once.expected == once.chosen == 600
     assert plan.expected < 0.9 * plan.chosen
     assert plan.needed > once.needed
-    assert plan.needed < (1.06 if kind == "obrien-fleming" else 2.4) * once.needed
+    assert plan.needed < (2.4 if kind == "confidence-sequence" else 1.08) * once.needed
     assert plan.needed_jointly > plan.needed
     assert plan.smallest_margin > 0
     # what is planned for the wanted power has it, and without futility a little more
-    at_needed = accuracy_performance(plan.needed, 0.02, 0.05, 0.05, settings)
+    at_needed = performance(plan.needed, settings)
     assert at_needed.power == pytest.approx(0.8, abs=0.01)
     patient = settings.model_copy(update={"futility_power": None})
-    drawn_on = accuracy_performance(plan.needed, 0.02, 0.05, 0.05, patient)
+    drawn_on = performance(plan.needed, patient)
     assert at_needed.power < drawn_on.power < at_needed.power + 0.05
     assert at_needed.expected < drawn_on.expected
 
 
 def test_one_look_of_a_sequential_plan_is_the_exact_test():
     single = SequentialSettings(looks=1)
-    found = accuracy_performance(819, 0.02, 0.05, 0.05, single)
+    found = performance(819, single)
     assert found.power == pytest.approx(accuracy_power(819, 0.02, 0.05, 0.05), abs=1e-6)
     assert found.expected == pytest.approx(819)
 
