@@ -126,7 +126,7 @@ def _check_look(table: PairedMetric, at: LookLevels) -> None:
         )
     if at.plan.kind != "confidence-sequence":
         return
-    way_out = "set quality.sequential.kind to 'obrien-fleming', or take the task out of quality.tasks.names"
+    way_out = "set quality.sequential.kind to 'planned', or take the task out of quality.tasks.names"
     if not is_accuracy(table.metric):
         raise SampleError(f"{where}: a confidence sequence judges accuracy only; {way_out}")
     if len(set(table.clusters)) < found:
