@@ -12,6 +12,7 @@ STAGES = {"profiling", "quantization", "batching", "adaptation", "distillation"}
 SHARED_MODULES = {
     f"tasks.profiling.{name}"
     for name in (
+        "build_memory",
         "cache_memory",
         "memory_budget",
         "weight_memory",
@@ -62,6 +63,8 @@ def test_imports_point_one_way(path):
             assert layer == "flows" or path.name == "task.py", "only flows and task.py import prefect"
         if top == "mlflow":
             assert name(path).startswith("tasks/tracking/"), "only tasks/tracking imports mlflow"
+        if top in ("fastapi", "starlette", "uvicorn", "prometheus_client"):
+            assert name(path).startswith("tasks/endpoint/"), f"only tasks/endpoint imports {top}"
         if top in ONE_IMPORTER:
             assert name(path) in ONE_IMPORTER[top], f"{top} has one importer"
 

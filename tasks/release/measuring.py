@@ -9,6 +9,7 @@ from pathlib import Path
 from configs.engine import EngineSettings
 from configs.weights import WeightSettings
 from tasks.compression.build import build_artifact
+from tasks.compression.build_cost import measured_build
 from tasks.engines.open import import_engine, open_engine
 from tasks.engines.protocol import Engine
 from tasks.profiling.memory_budget import serving_budget
@@ -39,7 +40,8 @@ def make_candidate(
         CompressionError: the format is impossible for this model or engine.
     """
     calibration = [section.text for section in workspace.splits.calibration]
-    artifact = build_artifact(workspace.store, checkpoint, engine.engine, weights, calibration)
+    what = (workspace.store, checkpoint, engine.engine, weights, calibration)
+    artifact = measured_build(*what, lambda: build_artifact(*what))
     name = f"{engine.engine} {weights.label}, {engine.kv_cache} cache{note}"
     return Candidate(
         name=name, artifact=artifact.digest, engine=engine, weights=weights.label, format=weights
