@@ -36,7 +36,13 @@ def cache_token_bytes(architecture: Architecture, kv_cache: str) -> int:
 def allocated_cache_bytes(
     architecture: Architecture, engine: EngineName, *, context_tokens: int, batch: int, kv_cache: str
 ) -> int:
-    """The cache as the engine takes it: OpenVINO in whole blocks of any type, the others by the token."""
+    """The cache as the engine takes it: OpenVINO in whole blocks of any type, the others by the token.
+
+    Quantized types of the others keep a scale a channel for the whole cache: next to nothing.
+    """
+    if engine != "openvino" and kv_cache in ("u8", "u4"):
+        full = kv_cache_bytes(architecture, context_tokens=context_tokens, batch=batch, kv_cache="f32")
+        return full * _BITS[kv_cache] // 32
     if engine == "openvino":
         context_tokens = -(-context_tokens // BLOCK_TOKENS) * BLOCK_TOKENS
     return kv_cache_bytes(architecture, context_tokens=context_tokens, batch=batch, kv_cache=kv_cache)

@@ -1,9 +1,16 @@
 """The memory that serving takes, in closed form: weights, KV cache, activations, the engine itself.
 
-What an engine keeps of the weights is not only the file. OpenVINO maps the file, packs every matrix once more
-for its kernels (an uncompressed one in the type of the arithmetic), and holds the embedding unpacked in that
-type. transformers uses the mapped file itself where it has the type of the arithmetic; else it converts, and
-while it loads both are there.
+What an engine keeps of the weights is not only the file:
+
+    OpenVINO      maps the file, packs every matrix once more for its kernels (an uncompressed one in the type of the arithmetic) and
+                  holds the token table unpacked: in f32 beside compressed weights, else in the type of the arithmetic. The output
+                  head is unpacked like it where no int8 kernel takes it as it is stored
+    ONNX Runtime  reads the file; a table that is head and embedding in one is packed for the first and kept for the second; int8
+                  kernels keep the sum of every group; while the head is packed both its forms are there
+    transformers  uses the mapped file itself where it has the type of the arithmetic; else it converts, and both are there meanwhile
+
+OpenVINO's pool of cache blocks is a queue: a block that was given back goes to its end, so every request takes blocks that none has
+touched before, until the whole pool (`scheduler.cache_mib`) is resident. What is needed at once is much less.
 """
 
 from configs.engine import EngineSettings
@@ -36,12 +43,11 @@ __all__ = [
 _MIB = 2**20
 _RUNTIME_BYTES = {
     "transformers": 20 * _MIB,
-    "openvino": 65 * _MIB,
-    "onnxruntime": 65 * _MIB,
+    "openvino": 38 * _MIB,
+    "onnxruntime": 42 * _MIB,
     "vllm": 500 * _MIB,
 }
-"""Graph, kernels and scratch. No closed form: fitted once on a 135 M model for transformers and OpenVINO,
-guessed for the others."""
+"""Graph, kernels and scratch. No closed form: measured once on a 135 M model, guessed for vLLM."""
 
 
 class MemoryBudget(Record):
@@ -51,17 +57,21 @@ class MemoryBudget(Record):
         weights_bytes: weights as they lie in the artifact.
         working_weights_bytes: what the engine adds to them: its packed or converted copies.
         kv_cache_bytes: keys and values of the requests in flight at their full length.
+        idle_cache_bytes: blocks of a pool that earlier requests of the list have touched and given back.
         activations_bytes: largest set of intermediate values of one step, logits included.
         runtime_bytes: of the engine itself, whatever the model.
-        total_bytes: the sum: the predicted peak.
+        total_bytes: the sum: the predicted peak of one measurement.
+        endless_bytes: the peak where serving goes on: the pool is resident as a whole.
     """
 
     weights_bytes: int
     working_weights_bytes: int
     kv_cache_bytes: int
+    idle_cache_bytes: int
     activations_bytes: int
     runtime_bytes: int
     total_bytes: int
+    endless_bytes: int
 
 
 def serving_budget(
@@ -77,22 +87,29 @@ def serving_budget(
     """
     in_flight = min(requests.count, engine.scheduler.max_num_seqs)
     stored = weight_bytes(architecture, weights, engine.engine)
-    working = _working_weights_bytes(architecture, weights, engine, stored)
     cache = _cache_bytes(architecture, engine, requests, in_flight)
+    idle = max(_touched_cache_bytes(architecture, engine, requests) - cache, 0)
     activations = prefill_activation_bytes(
         architecture,
         step_tokens=_step_tokens(engine, requests, in_flight),
         sequences=in_flight,
         element_bytes=_element_bytes(engine),
     )
+    working = _working_weights_bytes(architecture, weights, engine, stored)
+    if engine.engine == "onnxruntime":  # packing the head ends before the first request comes
+        working += max(_head_bytes(architecture, weights) - cache - activations, 0)
     runtime = _RUNTIME_BYTES[engine.engine]
+    total = stored + working + cache + idle + activations + runtime
+    pool = engine.scheduler.cache_mib * _MIB if engine.engine in ("openvino", "vllm") else 0
     return MemoryBudget(
         weights_bytes=stored,
         working_weights_bytes=working,
         kv_cache_bytes=cache,
+        idle_cache_bytes=idle,
         activations_bytes=activations,
         runtime_bytes=runtime,
-        total_bytes=stored + working + cache + activations + runtime,
+        total_bytes=total,
+        endless_bytes=total + max(pool - cache - idle, 0),
     )
 
 
@@ -134,14 +151,35 @@ def _working_weights_bytes(
     architecture: Architecture, weights: WeightSettings, engine: EngineSettings, stored: int
 ) -> int:
     computed = architecture.parameters * _element_bytes(engine)
+    table = architecture.vocabulary * architecture.hidden
     match engine.engine:
+        case "openvino" if weights.bits in (16, 32):
+            return computed + 2 * table * _element_bytes(engine)
         case "openvino":
-            table = architecture.vocabulary * architecture.hidden * _element_bytes(engine)
-            return (computed if weights.bits in (16, 32) else stored) + table
+            return stored + (1 + _unpacks_head(weights, engine)) * table * 4
         case "onnxruntime":
-            return 0
+            shared = _head_bytes(architecture, weights) if architecture.tied_embeddings else 0
+            return shared + _group_sums_bytes(architecture, weights)
         case _:
             return 0 if computed == stored else computed
+
+
+def _unpacks_head(weights: WeightSettings, engine: EngineSettings) -> bool:
+    """OpenVINO multiplies by an int8 head with zero points only after the activations were rounded, or in bf16."""
+    return not weights.symmetric and engine.compute == "f32" and not engine.activation_group
+
+
+def _head_bytes(architecture: Architecture, weights: WeightSettings) -> int:
+    """The output head as ONNX Runtime packs it, scales left out."""
+    bits = weights.embedding_bits if weights.bits in (4, 8) else weights.bits
+    return plain_bytes(architecture.vocabulary * architecture.hidden, bits)
+
+
+def _group_sums_bytes(architecture: Architecture, weights: WeightSettings) -> int:
+    """One f32 a group of rounded weights, for the zero points of rounded activations."""
+    if weights.bits not in (4, 8) or weights.group_size == -1:
+        return 0
+    return 4 * (architecture.parameters // weights.group_size)
 
 
 def _cache_bytes(
@@ -162,6 +200,25 @@ def _cache_bytes(
     )
     needed = max(lists, stream)
     return min(needed, engine.scheduler.cache_mib * _MIB) if engine.engine in ("openvino", "vllm") else needed
+
+
+def _touched_cache_bytes(
+    architecture: Architecture, engine: EngineSettings, requests: RequestSettings
+) -> int:
+    """Blocks that all requests of a measurement take one after another, within the pool; 0 without a pool."""
+    if engine.engine != "openvino":
+        return 0
+    lengths = range(requests.min_new_tokens, requests.max_new_tokens + 1)
+    blocks = [_blocks(requests.prompt_tokens + new_tokens) for new_tokens in lengths]
+    stream = _blocks(requests.prompt_tokens + requests.one_stream_new_tokens)
+    taken = requests.repeats * (requests.count * sum(blocks) / len(blocks) + stream)
+    block = kv_cache_bytes(architecture, context_tokens=BLOCK_TOKENS, batch=1, kv_cache=engine.kv_cache)
+    return min(round(taken * block), engine.scheduler.cache_mib * _MIB)
+
+
+def _blocks(tokens: int) -> int:
+    """Cache blocks of a request; its last token is never fed."""
+    return -(-(tokens - 1) // BLOCK_TOKENS)
 
 
 def _step_tokens(engine: EngineSettings, requests: RequestSettings, in_flight: int) -> int:

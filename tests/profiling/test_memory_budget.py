@@ -109,24 +109,61 @@ def test_foreign_shape_is_refused():
         weight_bytes(SMOL.model_copy(update={"parameters": 10_000_000}), WeightSettings(), "openvino")
 
 
-# Peak growth measured on the demo model, the libraries imported before: 32 requests of 16 + 24 tokens.
-OPENVINO_PEAKS_MIB = [
-    ("f32", "f32", WeightSettings(), 1322),
-    ("bf16", "bf16", WeightSettings(), 931),
-    ("f32", "f32", WeightSettings(bits=8, symmetric=False), 564),
-    ("bf16", "u8", WeightSettings(bits=8, symmetric=False), 417),
+# Peak growth measured on the demo model in a process of its own, the libraries imported before: 32 requests of 16 + 8
+# to 24 tokens, 16 at once.
+INT8, INT4 = WeightSettings(bits=8, symmetric=False), WeightSettings(bits=4, group_size=64)
+PEAKS_MIB = [
+    # engine, weights, compute, cache, activation group, repeats, measured
+    ("openvino", WeightSettings(), "f32", "u8", 0, 1, 1284),
+    ("openvino", WeightSettings(), "bf16", "u8", 0, 1, 922),
+    ("openvino", INT8, "f32", "u8", 32, 2, 452),
+    ("openvino", INT8, "f32", "u8", 0, 1, 542),
+    ("openvino", INT8, "bf16", "u8", 32, 1, 426),
+    ("openvino", INT8, "f32", "f32", 32, 1, 470),
+    ("openvino", INT8, "f32", "f32", 32, 2, 525),
+    ("openvino", INT8, "f32", "f32", 32, 4, 635),
+    ("openvino", INT8, "f32", "f32", 32, 8, 854),
+    ("openvino", INT4, "f32", "u8", 32, 2, 366),
+    ("openvino", INT4, "bf16", "u8", 32, 1, 339),
+    ("openvino", INT4.model_copy(update={"calibration": "awq+scale_estimation"}), "f32", "u8", 32, 2, 366),
+    ("onnxruntime", WeightSettings(), "f32", "f32", 0, 2, 745),
+    ("onnxruntime", WeightSettings(bits=8, group_size=32), "f32", "f32", 0, 2, 279),
+    ("onnxruntime", WeightSettings(bits=4, group_size=32), "f32", "f32", 0, 2, 229),
 ]
 
 
-@pytest.mark.parametrize(("compute", "kv_cache", "weights", "measured_mib"), OPENVINO_PEAKS_MIB)
-def test_predicted_peak_is_near_the_measured_one(compute, kv_cache, weights, measured_mib):
-    engine = EngineSettings(engine="openvino", compute=compute, kv_cache=kv_cache)
-    budget = serving_budget(
-        SMOL, weights, engine, RequestSettings(max_new_tokens=24, one_stream_new_tokens=24)
+@pytest.mark.parametrize(
+    ("name", "weights", "compute", "kv_cache", "activation_group", "repeats", "measured_mib"), PEAKS_MIB
+)
+def test_predicted_peak_is_near_the_measured_one(
+    name, weights, compute, kv_cache, activation_group, repeats, measured_mib
+):
+    engine = EngineSettings(
+        engine=name,
+        compute=compute,
+        kv_cache=kv_cache,
+        activation_group=activation_group,
+        scheduler=SchedulerSettings(max_num_seqs=16),
     )
-    assert abs(relative_error(budget.total_bytes / MIB, measured_mib)) < 0.05
-    parts = budget.model_dump()
+    requests = RequestSettings(min_new_tokens=8, max_new_tokens=24, one_stream_new_tokens=12, repeats=repeats)
+    budget = serving_budget(SMOL, weights, engine, requests)
+    assert abs(relative_error(budget.total_bytes / MIB, measured_mib)) < 0.1
+    parts = budget.model_dump(exclude={"endless_bytes"})
     assert parts.pop("total_bytes") == sum(parts.values())
+
+
+def test_a_pool_fills_with_every_request_until_it_is_resident_as_a_whole():
+    engine = EngineSettings(
+        engine="openvino", kv_cache="f32", scheduler=SchedulerSettings(max_num_seqs=4, cache_mib=128)
+    )
+    short, long, endless = (
+        serving_budget(SMOL, INT8, engine, RequestSettings(count=8, repeats=repeats))
+        for repeats in (1, 2, 99)
+    )
+    assert short.kv_cache_bytes == long.kv_cache_bytes
+    assert short.idle_cache_bytes < long.idle_cache_bytes
+    assert endless.kv_cache_bytes + endless.idle_cache_bytes == 128 * MIB
+    assert short.endless_bytes == long.endless_bytes == endless.total_bytes
 
 
 @pytest.mark.parametrize(
