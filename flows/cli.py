@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,6 +23,20 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="settings as path=va
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
 RunId = Annotated[str, typer.Argument(help="run id, the beginning of one, or 'latest'", show_default=False)]
 Model = Annotated[str, typer.Argument(help="registered model", show_default=False)]
+Uri = Annotated[
+    str | None,
+    typer.Option(
+        envvar="MLFLOW_TRACKING_URI",
+        help="MLflow server that the rollouts were logged to (their tracking.uri); by default the embedded store",
+        show_default=False,
+    ),
+]
+Name = Annotated[str, typer.Option("--by", help="your name", show_default=False)]
+Reason = Annotated[str, typer.Option(help="why", show_default=False)]
+Days = Annotated[int | None, typer.Option(help="how long it stands; by default as long as the recipe allows")]
+Sheet = Annotated[
+    Path | None, typer.Option(help='text/spot_check.jsonl with "label": "A", "B" or "tie" on every line')
+]
 
 
 @contextmanager
@@ -78,54 +92,108 @@ def run(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) 
 
 @app.command()
 def runs(
-    model: Annotated[str | None, typer.Argument(help="only this model")] = None, as_json: Json = False
+    model: Annotated[str | None, typer.Argument(help="only this model")] = None,
+    uri: Uri = None,
+    as_json: Json = False,
 ) -> None:
     """What happened: all rollouts, newest first."""
     from flows import review, tables
 
     with _clean_exit():
-        found = review.list_runs(model)
+        found = review.list_runs(model, uri)
         _show([row.model_dump(mode="json") for row in found], as_json, lambda: tables.runs(found))
 
 
 @app.command()
-def show(run: RunId, as_json: Json = False) -> None:
+def show(run: RunId, uri: Uri = None, as_json: Json = False) -> None:
     """One rollout, stage by stage."""
-    from flows import review, tables
+    from flows import decide, review, tables
 
     with _clean_exit():
-        summary = review.load_run(run)
-        _show(summary.model_dump(mode="json"), as_json, lambda: tables.summary(summary))
+        summary = review.load_run(run, uri)
+        decided = decide.decisions_on(summary.run_id)
+
+        def table() -> None:
+            tables.summary(summary)
+            for entry in decided:
+                typer.echo(entry.line)
+
+        document = summary.model_dump(mode="json")
+        _show(document | {"decisions": [entry.model_dump(mode="json") for entry in decided]}, as_json, table)
 
 
 @app.command()
 def report(
-    run: RunId, out: Annotated[Path, typer.Option(help="where to write it")] = Path("report.html")
+    run: RunId,
+    out: Annotated[Path, typer.Option(help="where to write it")] = Path("report.html"),
+    uri: Uri = None,
 ) -> None:
     """The self-contained HTML report of a rollout."""
     from flows import review
 
     with _clean_exit():
-        typer.echo(review.save_report(run, out))
+        typer.echo(review.save_report(run, out, uri))
 
 
 @app.command()
-def compare(first: RunId, second: RunId, as_json: Json = False) -> None:
+def compare(first: RunId, second: RunId, uri: Uri = None, as_json: Json = False) -> None:
     """Two rollouts side by side, stage by stage, with intervals."""
     from flows import review, tables
 
     with _clean_exit():
-        rows = review.compare(first, second)
+        rows = review.compare(first, second, uri)
         _show([row.model_dump(mode="json") for row in rows], as_json, lambda: tables.comparison(rows))
 
 
 @app.command()
-def promote(target: Annotated[str, typer.Argument(help="MODEL/VERSION")], as_json: Json = False) -> None:
+def approve(
+    run: RunId,
+    by: Name,
+    reason: Reason,
+    days: Days = None,
+    sheet: Sheet = None,
+    uri: Uri = None,
+    as_json: Json = False,
+) -> None:
+    """Record that a person approves a rollout, having seen its blinded pairs."""
+    _decide(run, "approve", by, reason, days, sheet, uri, as_json)
+
+
+@app.command()
+def reject(
+    run: RunId,
+    by: Name,
+    reason: Reason,
+    days: Days = None,
+    sheet: Sheet = None,
+    uri: Uri = None,
+    as_json: Json = False,
+) -> None:
+    """Record that a person rejects a rollout, having seen its blinded pairs."""
+    _decide(run, "reject", by, reason, days, sheet, uri, as_json)
+
+
+def _decide(
+    run: str, decision: Literal["approve", "reject"], by: str, reason: str, days: int | None, sheet: Path | None,
+    uri: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    from flows import decide
+
+    with _clean_exit():
+        entry = decide.decide(run, decision, approver=by, reason=reason, days=days, sheet=sheet, uri=uri)
+        document = entry.model_dump(mode="json") | {"digest": entry.digest}
+        _show(document, as_json, lambda: typer.echo(entry.line))
+
+
+@app.command()
+def promote(
+    target: Annotated[str, typer.Argument(help="MODEL/VERSION")], uri: Uri = None, as_json: Json = False
+) -> None:
     """Make a version the champion."""
     from flows import review
 
     with _clean_exit():
-        move = review.promote(target)
+        move = review.promote(target, uri)
         _show(move.model_dump(mode="json"), as_json, lambda: typer.echo(move.message))
 
 
@@ -134,34 +202,52 @@ def rollback(
     model: Model,
     to_version: Annotated[int | None, typer.Option(help="version to return to")] = None,
     to_stage: Annotated[str | None, typer.Option(help="newest earlier version of this stage")] = None,
+    uri: Uri = None,
     as_json: Json = False,
 ) -> None:
     """Make an earlier version the champion again; without a target, the one before."""
     from flows import review
 
     with _clean_exit():
-        move = review.rollback(model, to_version, to_stage)
+        move = review.rollback(model, to_version, to_stage, uri)
         _show(move.model_dump(mode="json"), as_json, lambda: typer.echo(move.message))
 
 
 @app.command()
-def history(model: Model, as_json: Json = False) -> None:
+def history(model: Model, uri: Uri = None, as_json: Json = False) -> None:
     """Every promotion and rollback of a model."""
     from flows import review, tables
 
     with _clean_exit():
-        entries = review.history(model)
+        entries = review.history(model, uri)
         _show([entry.model_dump(mode="json") for entry in entries], as_json, lambda: tables.history(entries))
 
 
 @app.command()
-def verify(model: Model, as_json: Json = False) -> None:
+def verify(model: Model, uri: Uri = None, as_json: Json = False) -> None:
     """Hash every file of the champion again and compare with its manifest."""
     from flows import review
 
     with _clean_exit():
-        checked = review.verify(model)
+        checked = review.verify(model, uri)
         _show(checked.model_dump(mode="json"), as_json, lambda: typer.echo(checked.line))
+
+
+@app.command()
+def serve(model: Model, overrides: Overrides = None, as_json: Json = False) -> None:
+    """An OpenAI-compatible endpoint of the champion on its engine, on loopback.
+
+    Settings as path=value, for example port=8080 or limits.new_tokens=256 (all of them: configs/serve.py). An API key
+    is read from KEIRYO_API_KEY or from the file that api_key_file names.
+    """
+    from flows import serving
+
+    with _clean_exit():
+        serving.serve(
+            model,
+            overrides or [],
+            lambda served: _show(served.model_dump(mode="json"), as_json, lambda: typer.echo(served.line)),
+        )
 
 
 @app.command()
