@@ -14,7 +14,7 @@ def bad_input() -> tuple[type[Exception], ...]:
     from configs.load import ConfigError
     from tasks.behaviour.error import BehaviourError
     from tasks.data.text_error import TextError
-    from tasks.judging.error import LabelError
+    from tasks.judging.error import DecisionError, LabelError
     from tasks.models.errors import ModelSourceError
     from tasks.quality.planning import PlanError
     from tasks.quality.quality_error import QualityError
@@ -22,6 +22,7 @@ def bad_input() -> tuple[type[Exception], ...]:
     kinds: tuple[type[Exception], ...] = (
         BehaviourError,
         ConfigError,
+        DecisionError,
         LabelError,
         ModelSourceError,
         PlanError,

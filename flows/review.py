@@ -1,4 +1,7 @@
-"""What happened, and the release pointer: the verbs that read and move what rollouts left in MLflow."""
+"""What happened, and the release pointer: the verbs that read and move what rollouts left in MLflow.
+
+`uri` is the MLflow server that the rollouts were logged to (`tracking.uri` of their configuration); None: the embedded store.
+"""
 
 from pathlib import Path
 
@@ -31,61 +34,61 @@ class Verified(Record):
         )
 
 
-def list_runs(model: str | None) -> tuple[query.RunRow, ...]:
+def list_runs(model: str | None, uri: str | None = None) -> tuple[query.RunRow, ...]:
     """All rollouts, newest first."""
-    return query.list_runs(_tracking(), model)
+    return query.list_runs(tracking_of(uri), model)
 
 
-def load_run(reference: str) -> RolloutSummary:
+def load_run(reference: str, uri: str | None = None) -> RolloutSummary:
     """One rollout by id, beginning of an id, or "latest"."""
-    return query.load_run(_tracking(), reference)
+    return query.load_run(tracking_of(uri), reference)
 
 
-def compare(first: str, second: str) -> tuple[MetricComparison, ...]:
+def compare(first: str, second: str, uri: str | None = None) -> tuple[MetricComparison, ...]:
     """Two rollouts side by side."""
-    tracking = _tracking()
+    tracking = tracking_of(uri)
     return compare_runs(query.load_run(tracking, first), query.load_run(tracking, second))
 
 
-def save_report(reference: str, out: Path) -> Path:
+def save_report(reference: str, out: Path, uri: str | None = None) -> Path:
     """Render the report of a rollout to a file."""
     from tasks.report.html import render_report
 
-    tracking = _tracking()
+    tracking = tracking_of(uri)
     evidence = query.load_evidence(tracking, reference)
     changed = load_changed(tracking, evidence.summary.run_id)
     out.write_text(render_report(evidence, changed=changed), encoding="utf-8")
     return out
 
 
-def promote(target: str) -> Move:
+def promote(target: str, uri: str | None = None) -> Move:
     """Make MODEL/VERSION the champion."""
     model, slash, version = target.rpartition("/")
     if not slash or not version.isdecimal():
         raise registry.UnknownRelease(
             f"{target!r} must be MODEL/VERSION, for example smollm2-135m-instruct/2"
         )
-    return registry.promote(_tracking(), model, int(version), reason="keiryo promote")
+    return registry.promote(tracking_of(uri), model, int(version), reason="keiryo promote")
 
 
-def rollback(model: str, to_version: int | None, to_stage: str | None) -> Move:
+def rollback(model: str, to_version: int | None, to_stage: str | None, uri: str | None = None) -> Move:
     """Make an earlier version the champion."""
-    return registry.rollback(_tracking(), model, to_version, to_stage, reason="keiryo rollback")
+    return registry.rollback(tracking_of(uri), model, to_version, to_stage, reason="keiryo rollback")
 
 
-def history(model: str) -> tuple[HistoryEntry, ...]:
+def history(model: str, uri: str | None = None) -> tuple[HistoryEntry, ...]:
     """Every move of the champion, oldest first."""
-    return registry.history(_tracking(), model)
+    return registry.history(tracking_of(uri), model)
 
 
-def verify(model: str) -> Verified:
+def verify(model: str, uri: str | None = None) -> Verified:
     """Hash the champion's files again.
 
     Raises:
         UnknownRelease: the model has no champion.
         StoreError: its artifact is missing or damaged.
     """
-    champion = registry.champion(_tracking(), model)
+    champion = registry.champion(tracking_of(uri), model)
     if champion is None:
         raise registry.UnknownRelease(f"{model} has no champion; `keiryo promote {model}/VERSION` makes one")
     artifact = Store(store_home()).open(champion.candidate.artifact)
@@ -98,6 +101,7 @@ def verify(model: str) -> Verified:
     )
 
 
-def _tracking() -> Tracking:
+def tracking_of(uri: str | None) -> Tracking:
+    """The server of an address, or the embedded store."""
     prepare_environment(store_home(), hub=False, threads=1)
-    return open_tracking(TrackingSettings())
+    return open_tracking(TrackingSettings(uri=uri or None))

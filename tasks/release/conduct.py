@@ -93,7 +93,7 @@ def examine(workspace: Workspace, candidate: Candidate) -> Conduct:
         metrics=_behaviour_metrics(report),
         text={
             "behaviour.csv": _checks_csv(report),
-            "answers_changed_most.csv": _rows_csv(report),
+            "answers_changed_most.csv": _rows_csv(report, key),
             "spot_check.jsonl": "".join(f"{pair.model_dump_json()}\n" for pair in pairs),
         },
     )
@@ -229,9 +229,11 @@ def _checks_csv(report: BehaviourReport) -> str:
     return _csv(names, rows)
 
 
-def _rows_csv(report: BehaviourReport) -> str:
+def _rows_csv(report: BehaviourReport, key: BlindingKey) -> str:
+    """The answers that changed most, without those that a person is to judge blind: here the models are named."""
+    open_rows = [row for row in report.rows if row.prompt_id not in key.prompt_ids]
     rows = [
-        (row.prompt_id, row.prompt, row.source_text, row.candidate_text) for row in report.rows[:SHOWN_ROWS]
+        (row.prompt_id, row.prompt, row.source_text, row.candidate_text) for row in open_rows[:SHOWN_ROWS]
     ]
     return _csv(("prompt_id", "prompt", "source", "candidate"), rows)
 

@@ -3,7 +3,7 @@ from functools import cache
 
 import pytest
 from answers import answers, prose
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -31,6 +31,7 @@ def rows() -> tuple[PromptRow, ...]:
     return compare_answers(answers(source, "a"), answers(changed, "b"), BehaviourSettings()).rows
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 70), seed=st.integers(0, 999))
 def test_the_pairs_are_what_changed_most_and_the_key_undoes_the_blinding(count: int, seed: int) -> None:
     table = rows()
