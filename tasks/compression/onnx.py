@@ -6,36 +6,44 @@ result, instead of from the builder's own int4 and int8: those leave the embeddi
 of the demo model's 267 MB) and know no 8-bit embedding at 4.
 """
 
-import contextlib
-import io
 import json
-import logging
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from configs.weights import WeightSettings
 from tasks.compression.error import CompressionError
+from tasks.compression.grid import Grid
+from tasks.compression.onnx_calibration import measure_cache
+from tasks.compression.onnx_console import contained_console
+from tasks.compression.onnx_rules import check_possible
 from tasks.engines.freed_memory import return_freed_memory
 from tasks.store.artifact import Artifact
 
 MODEL = "model.onnx"
 DATA = "model.onnx.data"
-_GROUP_SIZES = (16, 32, 64, 128, 256)  # of the MatMulNBits kernels
 _FLOAT_GRAPH = ".f32"
 
 
-def build_onnx(checkpoint: Artifact, weights: WeightSettings, calibration: Sequence[str], out: Path) -> None:
+def build_onnx(
+    checkpoint: Artifact,
+    weights: WeightSettings,
+    calibration: Sequence[str],
+    out: Path,
+    grids: Mapping[str, Grid] | None = None,
+) -> None:
     """Write the ONNX graph, the tokenizer and the Hugging Face files of a checkpoint into `out`.
 
     Args:
         checkpoint: a safetensors checkpoint.
-        weights: the format. `group_size` is needed with bits 4 and 8; `embedding_bits` is the format of the
-            token embedding and the output head: 4, 8 (in groups of `group_size` too) or 32. Rounding is to
-            nearest.
-        calibration: not read: no method of this path calibrates, and a format that asks for it is refused.
+        weights: the format. `group_size` is needed with bits 4 and 8, but is -1 where activations are not float;
+            `embedding_bits` is the format of the token embedding and the output head: 4, 8 (rounded to nearest,
+            in groups of `group_size`, or of 32) or 32.
+        calibration: texts; the first `calibration_samples` give activations: int8_static its scales, and an engine
+            with a quantized KV cache the ranges of keys and values. Without any, the artifact serves an f32 cache only.
         out: an existing, empty folder.
+        grids: of all linear layers by name, with calibration: gptq.
 
     Raises:
         CompressionError: the artifact is no checkpoint, its architecture has no ONNX export, the format is
@@ -45,15 +53,23 @@ def build_onnx(checkpoint: Artifact, weights: WeightSettings, calibration: Seque
         raise CompressionError(
             f"artifact {checkpoint.digest} is {checkpoint.kind}; build_onnx needs a checkpoint"
         )
-    _check_possible(weights)
-    if weights.bits == 32:
-        _export(checkpoint.folder, out)
-    else:
-        from tasks.compression.onnx_rounding import round_graph
+    check_possible(weights, calibration_texts=len(calibration), grids=grids is not None)
+    float_graph = (
+        out if weights.bits == 32 else out / _FLOAT_GRAPH
+    )  # inside `out`: a killed build leaves nothing elsewhere
+    _export(checkpoint.folder, float_graph)
+    if calibration:
+        measure_cache(float_graph / MODEL, calibration[: weights.calibration_samples], out)
+    if weights.bits != 32:
+        if weights.activations == "float":
+            with contained_console():
+                from tasks.compression.onnx_rounding import round_graph
 
-        float_graph = out / _FLOAT_GRAPH  # inside `out`, so that a killed build leaves nothing elsewhere
-        _export(checkpoint.folder, float_graph)
-        round_graph(float_graph / MODEL, out / MODEL, weights)
+                round_graph(float_graph / MODEL, out / MODEL, weights, grids)
+        else:
+            from tasks.compression.onnx_activations import quantize_activations
+
+            quantize_activations(float_graph / MODEL, out / MODEL, weights, calibration)
         _check_smaller(float_graph / DATA, out / DATA, weights)
         for file in float_graph.iterdir():
             if file.name not in (MODEL, DATA):
@@ -62,39 +78,14 @@ def build_onnx(checkpoint: Artifact, weights: WeightSettings, calibration: Seque
     _keep_end_of_text(checkpoint.folder, out)
 
 
-def _check_possible(weights: WeightSettings) -> None:
-    if weights.bits == 32:
-        return
-    if weights.bits == 16:
-        raise CompressionError(
-            "bits is 16; ONNX Runtime's CPU kernels compute in f32 or on 4 and 8 bits; use bits: 32"
-        )
-    if weights.group_size not in _GROUP_SIZES:
-        raise CompressionError(
-            f"group_size is {weights.group_size} with bits: {weights.bits}; ONNX Runtime rounds in groups of "
-            f"{', '.join(map(str, _GROUP_SIZES))}; use one of them, or engine: openvino"
-        )
-    if weights.calibration != "none":
-        raise CompressionError(
-            f"calibration is {weights.calibration}; the ONNX path rounds to nearest; use calibration: none, "
-            "or engine: openvino"
-        )
-    if weights.int8_ratio:
-        raise CompressionError(
-            f"int8_ratio is {weights.int8_ratio}; the ONNX path gives all linear layers the same bits; use "
-            "int8_ratio: 0, or engine: openvino"
-        )
-    if weights.embedding_bits == 16:
-        raise CompressionError(
-            "embedding_bits is 16; ONNX Runtime's CPU kernels take 4, 8 or 32; use one of them"
-        )
-
-
 def _export(checkpoint: Path, out: Path) -> None:
     """The f32 graph, its tokenizer and `genai_config.json`, by onnxruntime-genai's builder."""
     cache = out / ".cache"
     out.mkdir(exist_ok=True)
-    with _builder_console() as console:
+    with contained_console() as console:
+        import onnxruntime_genai.models as models
+
+        sys.path.append(str(Path(models.__file__).parent))  # its modules import each other by bare names
         from onnxruntime_genai.models import builder
 
         where = (str(checkpoint), str(checkpoint), str(out), "fp32", "cpu", str(cache))
@@ -113,25 +104,6 @@ def _export(checkpoint: Path, out: Path) -> None:
         raise CompressionError(
             f"onnxruntime-genai's builder wrote no {', '.join(missing)}; use engine: openvino"
         )
-
-
-@contextlib.contextmanager
-def _builder_console() -> Iterator[io.StringIO]:
-    """Contain what the builder does to the process: prints, progress bars, a root log handler, `sys.path`."""
-    console = io.StringIO()
-    root, path = logging.getLogger(), list(sys.path)
-    level, handlers = root.level, list(root.handlers)
-    try:
-        with contextlib.redirect_stdout(console), contextlib.redirect_stderr(console):
-            import onnxruntime_genai.models as models
-
-            sys.path.append(str(Path(models.__file__).parent))  # its modules import each other by bare names
-            root.addHandler(logging.NullHandler())  # its logging.basicConfig does nothing where a handler is
-            yield console
-    finally:
-        sys.path[:] = path
-        root.handlers[:] = handlers
-        root.setLevel(level)
 
 
 def _check_smaller(before: Path, after: Path, weights: WeightSettings) -> None:

@@ -1,0 +1,71 @@
+"""The linear layers of an ONNX decoder by the names that the checkpoint gives them.
+
+onnxruntime-genai's builder names a node after the path of its layer ("/model/layers.0/attn/o_proj/MatMul") and computes queries, keys
+and values in one MatMul, whose columns are those of the three layers in this order.
+"""
+
+import difflib
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.compression.error import CompressionError
+
+_FUSED = ".qkv_proj"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A linear layer: its name in the checkpoint ("model.layers.0.mlp.up_proj"), and how many columns of a MatMul it is."""
+
+    name: str
+    outputs: int
+
+
+def is_linear(node: Any) -> bool:
+    """Whether a node multiplies by a constant matrix."""
+    return bool(
+        node.op_type == "MatMul" and node.inputs[1].const_value is not None and len(node.inputs[1].shape) == 2
+    )
+
+
+def parts_of(node: Any) -> tuple[Part, ...]:
+    """The layers that a MatMul computes: three where query, key and value are fused, else one.
+
+    Raises:
+        CompressionError: the attention behind a fused MatMul does not tell the heads.
+    """
+    outputs = node.inputs[1].shape[1]
+    name = node.name.removesuffix("/MatMul").strip("/").replace("/", ".").replace(".attn.", ".self_attn.")
+    if not name.endswith(_FUSED):
+        return (Part(name, outputs),)
+    attention = node
+    while attention.op_type in ("MatMul", "Add"):  # an Add is the bias
+        users = [user for user, _ in attention.outputs[0].uses()]
+        if len(users) != 1:
+            break
+        attention = users[0]
+    if attention.op_type != "GroupQueryAttention":
+        raise CompressionError(
+            f"{node.name} is read by {attention.op_type}, not by GroupQueryAttention; the layers of a fused projection "
+            "cannot be told; use engine: openvino"
+        )
+    heads, kv_heads = (attention.attributes[key].as_int() for key in ("num_heads", "kv_num_heads"))
+    width = outputs // (heads + 2 * kv_heads)
+    stem = name.removesuffix(_FUSED)
+    return tuple(
+        Part(f"{stem}.{part}_proj", count * width)
+        for part, count in (("q", heads), ("k", kv_heads), ("v", kv_heads))
+    )
+
+
+def check_layers_exist(setting: str, wanted: Collection[str], known: Iterable[str]) -> None:
+    """Raise CompressionError for the first wanted name that is no layer, with the nearest one that is."""
+    names = list(known)
+    for name in wanted:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.0) or ["none"]
+            raise CompressionError(
+                f"{setting} names {name}; the graph has no such linear layer; use one of its {len(names)} layers, the nearest is "
+                f"{near[0]}"
+            )
