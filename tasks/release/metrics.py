@@ -36,9 +36,10 @@ def stage_metrics(result: StageResult) -> dict[str, float]:
 
 
 def candidate_metrics(result: CandidateResult) -> dict[str, float]:
-    """Everything a candidate run shows: measurement, and the screen as `quality/search/...`."""
+    """Everything a candidate run shows: measurement, the screen as `quality/search/...`, build and parity."""
     screen = {metric_name("quality", "search", name): value for name, value in result.screen.items()}
-    return merge(measurement_metrics(result.measurement) if result.measurement else {}, screen)
+    measured = measurement_metrics(result.measurement) if result.measurement else {}
+    return merge(measured, screen, result.metrics)
 
 
 def measurement_metrics(measurement: Measurement) -> dict[str, float]:
@@ -54,6 +55,11 @@ def measurement_metrics(measurement: Measurement) -> dict[str, float]:
         "mem/kv_mib": memory.kv_mib,
         "mem/peak_mib": memory.peak_mib,
         "mem/predicted_mib": memory.predicted_mib,
+        **(
+            {"mem/predicted_error_fraction": memory.predicted_mib / memory.peak_mib - 1}
+            if memory.peak_mib
+            else {}
+        ),
         "time/load_s": speed.load_s,
     }
 

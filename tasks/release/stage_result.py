@@ -20,6 +20,8 @@ class CandidateResult(Record):
         measurement: None when it failed before it could be measured.
         screen: cheap quality figures on the search split, by metric name ("kl_nats", "perplexity_delta_fraction", ...).
         error: why it failed, one line; None when it did not.
+        dropped: why it was given up before it was measured; None where it was not.
+        metrics: further figures under their MLflow names: what it took to build, how it agrees with its source.
     """
 
     name: str
@@ -27,6 +29,8 @@ class CandidateResult(Record):
     measurement: Measurement | None
     screen: dict[str, float] = Field(default_factory=dict)
     error: str | None = None
+    dropped: str | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
 
 
 class StageResult(Record):

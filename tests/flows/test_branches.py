@@ -116,6 +116,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(profiling, "open_engine", made.open)
     monkeypatch.setattr(measuring, "import_engine", lambda engine: None)
     monkeypatch.setattr(measuring, "build_artifact", made.build)
+    monkeypatch.setattr(measuring, "measured_build", lambda *what: what[-1]())
     monkeypatch.setattr(adapt, "trained", made.train)
     monkeypatch.setattr(adapt, "merge_adapter", made.merge)
     monkeypatch.setattr(distillation, "trained", made.train)
