@@ -1,5 +1,6 @@
 """A folder of lm-eval task YAMLs, by content: an edited task or data file is another task."""
 
+import glob
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,9 @@ import yaml
 from tasks.quality.quality_error import QualityError
 from tasks.store.digest import digest_of, sha256_file
 
+DATA_SETTINGS = ("dataset_path", "dataset_kwargs")
+"""Settings of a task YAML in which a pattern or a folder names data; elsewhere such a text is a prompt."""
+
 
 class _TaskLoader(yaml.SafeLoader):
     """Reads `!function module.name` as its text; nothing is imported."""
@@ -19,9 +23,9 @@ _TaskLoader.add_multi_constructor("!", lambda _loader, tag, node: f"!{tag} {node
 
 
 def folder_digest(folder: Path) -> str:
-    """Digest of every file below a folder of tasks, and of the files that its YAMLs name (data, `include`).
+    """Digest of every file below a folder of tasks, and of the files that its YAMLs name: data, `include`.
 
-    What a YAML names by a pattern or as a folder is not followed.
+    Data may be named by a pattern or as a folder (`dataset_path`, `dataset_kwargs`): every file that is there now counts.
 
     Raises:
         QualityError: the folder is not there, holds no YAML, or one cannot be parsed.
@@ -49,6 +53,20 @@ def _data_files(definition: Path) -> Iterator[Path]:
     for text in _strings(settings):
         # os.path knows no error: a template may be longer than any file name
         yield from (Path(path) for path in (text, definition.parent / text) if os.path.isfile(path))  # noqa: PTH113
+    data = (
+        {key: settings[key] for key in DATA_SETTINGS if key in settings} if isinstance(settings, dict) else {}
+    )
+    for text in _strings(data):
+        yield from _below(text, definition.parent)
+
+
+def _below(text: str, folder: Path) -> Iterator[Path]:
+    """Files of a folder or a pattern, as data sets are named: from the working folder or from that of the YAML."""
+    for base in (Path.cwd(), folder):
+        for found in glob.glob(str(base / text), recursive=True):  # noqa: PTH207 (Path.glob takes no absolute pattern)
+            path = Path(found)
+            files = path.rglob("*") if path.is_dir() else (path,)
+            yield from (file.resolve() for file in files if file.is_file())
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -18,6 +18,7 @@ from configs.weights import WeightSettings
 from tasks.behaviour.answers import Answers, answers_of
 from tasks.behaviour.prompts import prompts_of
 from tasks.behaviour.report import BehaviourReport, compare_answers
+from tasks.behaviour.rows import PromptRow
 from tasks.judging.endpoint import ChatEndpoint
 from tasks.judging.error import JudgeError
 from tasks.judging.family import families_of_folder
@@ -93,7 +94,7 @@ def examine(workspace: Workspace, candidate: Candidate) -> Conduct:
         metrics=_behaviour_metrics(report),
         text={
             "behaviour.csv": _checks_csv(report),
-            "answers_changed_most.csv": _rows_csv(report, key),
+            "answers_changed_most.csv": named_answers(report.rows, key),
             "spot_check.jsonl": "".join(f"{pair.model_dump_json()}\n" for pair in pairs),
         },
     )
@@ -110,6 +111,15 @@ def examine(workspace: Workspace, candidate: Candidate) -> Conduct:
         )
     endpoint = isinstance(judge.provider, EndpointJudge)
     return _with_judge(conduct, judged).model_copy(update={"provisional": endpoint and not judged.may_vote})
+
+
+def named_answers(rows: Sequence[PromptRow], key: BlindingKey) -> str:
+    """The answers that changed most, beside the names of the models, as CSV; without those that a person is to judge blind."""
+    told = [row for row in rows if row.prompt_id not in key.prompt_ids][:SHOWN_ROWS]
+    return _csv(
+        ("prompt_id", "prompt", "source", "candidate"),
+        [(row.prompt_id, row.prompt, row.source_text, row.candidate_text) for row in told],
+    )
 
 
 def _judged(workspace: Workspace, settings: JudgeSettings, source: Answers, changed: Answers) -> JudgeReport:
@@ -227,15 +237,6 @@ def _checks_csv(report: BehaviourReport) -> str:
         "verdict",
     )
     return _csv(names, rows)
-
-
-def _rows_csv(report: BehaviourReport, key: BlindingKey) -> str:
-    """The answers that changed most, without those that a person is to judge blind: here the models are named."""
-    open_rows = [row for row in report.rows if row.prompt_id not in key.prompt_ids]
-    rows = [
-        (row.prompt_id, row.prompt, row.source_text, row.candidate_text) for row in open_rows[:SHOWN_ROWS]
-    ]
-    return _csv(("prompt_id", "prompt", "source", "candidate"), rows)
 
 
 def _csv(names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
