@@ -1,0 +1,153 @@
+"""What one candidate takes, and whether that fits: memory while it serves and while it is built, disk, time.
+
+Memory and disk are closed forms (`tasks/profiling`). Times are this machine's own where the store remembers a build of the same
+format, else a table of rates, rough to a factor of two.
+"""
+
+from typing import Literal
+
+from configs.engine import EngineSettings
+from configs.schema import RequestSettings
+from configs.weights import WeightSettings
+from tasks.compression.build_cost import BuildCost
+from tasks.models.checkpoint import Architecture
+from tasks.profiling.build_memory import LIBRARIES_BYTES, candidate_phases, peak_bytes
+from tasks.profiling.memory_budget import serving_budget
+from tasks.profiling.weight_memory import weight_bytes
+from tasks.store.record import Record
+
+MIB = 2**20
+GIB = 2**30
+
+OTHER_FILES_BYTES = 8 * MIB  # of an artifact: graph, tokenizer and detokenizer
+SECONDS_A_GIB = {
+    "export openvino": 30.0,
+    "export onnxruntime": 12.0,
+    "round openvino": 20.0,
+    "round onnxruntime": 6.0,
+    "calibrate openvino": 160.0,
+    "calibrate onnxruntime": 160.0,
+}
+"""Seconds a GiB of f32 weights, measured once on the 135 M demo model and two cores."""
+
+
+class Limits(Record):
+    """What may be taken, MiB: memory the machine has left, memory a build may take (None: the same), free disk."""
+
+    memory_mib: float
+    build_mib: float | None
+    disk_mib: float
+
+
+class CandidatePreflight(Record):
+    """One declared weight format with one cache type.
+
+    Attributes:
+        name: as the stage will call it.
+        weights_mib: weights of the artifact.
+        kv_mib: KV cache of the configured requests, in whole blocks.
+        activations_mib: intermediate values of the largest step.
+        serving_mib: peak while it serves, for as long as it may.
+        build_mib: peak while it is built, the export that it is made from included.
+        needed_mib: memory that must be free: the larger peak, over the libraries where they are still to be loaded.
+        disk_mib: its artifact and the export that it is made from; 0 where the store has it.
+        seconds: to build it.
+        seconds_from: what says so: the store has the artifact, this machine has built it before, or the table of rates.
+        refused: why it cannot be taken, and what can be instead; None where it fits.
+    """
+
+    name: str
+    weights_mib: float
+    kv_mib: float
+    activations_mib: float
+    serving_mib: float
+    build_mib: float
+    needed_mib: float
+    disk_mib: float
+    seconds: float
+    seconds_from: Literal["the store", "this machine", "rate table"]
+    refused: str | None = None
+
+
+def candidate_name(engine: EngineSettings, weights: WeightSettings) -> str:
+    """What a candidate of the source is called."""
+    return f"{engine.engine} {weights.label}, {engine.kv_cache} cache"
+
+
+def predict(
+    architecture: Architecture,
+    weights: WeightSettings,
+    engine: EngineSettings,
+    requests: RequestSettings,
+    *,
+    known: BuildCost | None = None,
+    stored: bool = False,
+) -> CandidatePreflight:
+    """What one candidate takes.
+
+    Args:
+        architecture: of the source.
+        weights: the format.
+        engine: with the cache type.
+        requests: that it serves.
+        known: an earlier build of the same here: what it took replaces the prediction.
+        stored: whether its artifact is still in the store.
+    """
+    budget = serving_budget(architecture, weights, engine, requests)
+    build = peak_bytes(candidate_phases(architecture, engine.engine, weights))
+    disk = artifact_bytes(architecture, weights, engine)
+    if weights.bits != 32:
+        disk += export_bytes(architecture, engine)
+    seconds = build_seconds(architecture, weights, engine)
+    if known is not None:
+        build, seconds = int(known.peak_mib * MIB), known.seconds
+    return CandidatePreflight(
+        name=candidate_name(engine, weights),
+        weights_mib=budget.weights_bytes / MIB,
+        kv_mib=budget.kv_cache_bytes / MIB,
+        activations_mib=budget.activations_bytes / MIB,
+        serving_mib=budget.endless_bytes / MIB,
+        build_mib=build / MIB,
+        needed_mib=(max(budget.endless_bytes, build) + LIBRARIES_BYTES[engine.engine]) / MIB,
+        disk_mib=0 if stored else disk / MIB,
+        seconds=0 if stored else seconds,
+        seconds_from="the store" if stored else "rate table" if known is None else "this machine",
+    )
+
+
+def over_limit(predicted: CandidatePreflight, limits: Limits) -> str | None:
+    """The first limit that a candidate breaks; None where it breaks none."""
+    if limits.build_mib is not None and predicted.build_mib > limits.build_mib:
+        return (
+            f"building it takes {predicted.build_mib:.0f} MiB, quantize.max_build_mib is {limits.build_mib:g}"
+        )
+    if predicted.needed_mib > limits.memory_mib:
+        part = "serving" if predicted.serving_mib > predicted.build_mib else "building"
+        return (
+            f"{part} it needs {predicted.needed_mib:.0f} MiB of memory, {limits.memory_mib:.0f} are available"
+        )
+    if predicted.disk_mib > limits.disk_mib:
+        return f"it needs {predicted.disk_mib:.0f} MiB of disk, {limits.disk_mib:.0f} are free"
+    return None
+
+
+def build_seconds(architecture: Architecture, weights: WeightSettings, engine: EngineSettings) -> float:
+    """Rough time of a build, its export included, by the table of rates."""
+    if engine.engine not in ("openvino", "onnxruntime"):
+        return 0.0
+    gib = 4 * architecture.parameters / GIB
+    seconds = SECONDS_A_GIB[f"export {engine.engine}"]
+    if weights.bits != 32:
+        kind = "round" if weights.calibration == "none" else "calibrate"
+        seconds += SECONDS_A_GIB[f"{kind} {engine.engine}"]
+    return gib * seconds
+
+
+def export_bytes(architecture: Architecture, engine: EngineSettings) -> int:
+    """Disk of the f32 export that formats of an engine are made from; ONNX Runtime's passes with the build."""
+    return weight_bytes(architecture, WeightSettings(), engine.engine) + OTHER_FILES_BYTES
+
+
+def artifact_bytes(architecture: Architecture, weights: WeightSettings, engine: EngineSettings) -> int:
+    """Disk of the artifact itself."""
+    return weight_bytes(architecture, weights, engine.engine) + OTHER_FILES_BYTES
