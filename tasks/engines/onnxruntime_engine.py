@@ -1,7 +1,9 @@
 """ONNX Runtime on the CPU: scoring and continuous batching in one session: what is scored is what is served.
 
-Arithmetic and KV cache are f32; the weights are those of the artifact. Graphs with rounded weights turn
-activations into int8 inside their linear layers, as the artifact says (tasks/compression/onnx_rounding.py).
+Arithmetic is f32; so is the KV cache, or it holds integers of 8 (u8) or 4 bits (u4), signed here and scaled by the channel. The
+weights are those of the artifact. Graphs with rounded weights turn activations into int8 inside their linear layers, as the
+artifact says (tasks/compression/onnx_rounding.py). Under activations: int8_dynamic (tasks/compression/onnx_activations.py) all rows
+of a batch share one scale, so that what a request gets depends on its neighbours.
 
 With rounded weights the kernel for a single row of activations rounds otherwise than the one for two and more.
 Scoring and batched decoding use the latter, bit for bit the same; one stream alone uses the former: 0.004 (int8)
@@ -16,7 +18,7 @@ import numpy as np
 
 from configs.engine import EngineSettings
 from tasks.engines.freed_memory import return_freed_memory
-from tasks.engines.onnx_graph import OnnxGraph
+from tasks.engines.onnx_graph import CacheBits, OnnxGraph
 from tasks.engines.protocol import (
     EngineError,
     EngineMemory,
@@ -30,6 +32,7 @@ from tasks.engines.slot_batching import SlotBatch
 from tasks.engines.target_scores import batches_of_groups, score_logits
 from tasks.store.artifact import Artifact
 
+CACHE_BITS: dict[str, CacheBits] = {"f32": 32, "u8": 8, "u4": 4}
 MAX_LOGIT_ROWS = 512  # rows of logits held at once: 100 MB at a vocabulary of 49,152
 SORTED_BATCHES = 8  # requests are sorted by length within so many batches, which leaves little padding
 BRANCH_TOKENS = (
@@ -58,6 +61,7 @@ class OnnxRuntimeEngine:
             settings.threads,
             kv_heads=heads["num_key_value_heads"],
             head_dim=heads["head_size"],
+            cache_bits=CACHE_BITS[settings.kv_cache],
         )
 
     @classmethod
@@ -68,10 +72,11 @@ class OnnxRuntimeEngine:
 
         Args:
             artifact: of kind "onnxruntime".
-            settings: the engine configuration; f32 arithmetic and cache only.
+            settings: the engine configuration; f32 arithmetic, and a KV cache of f32, u8 or u4 (signed here, with a scale a channel
+                from the calibration text that the artifact was built with).
             chunk_tokens: pieces in which a sequence longer than `batch_tokens` is scored, each reading the
-                cache of those before; 0: `batch_tokens`. Shorter ones are scored in one pass: the cache is
-                f32 and exact, so pieces would change nothing but the speed.
+                cache of those before; 0: `batch_tokens`. Shorter ones are scored in one pass: it reads what the
+                cache holds, so pieces would change nothing but the speed.
             batch_tokens: tokens of one scoring batch, padding included.
 
         Raises:
@@ -81,11 +86,14 @@ class OnnxRuntimeEngine:
             raise EngineUnavailable(
                 f"engine: onnxruntime cannot load a {artifact.kind} artifact; export it first"
             )
-        for name, value in (("compute", settings.compute), ("kv_cache", settings.kv_cache)):
-            if value != "f32":
+        for name, value, offered in (
+            ("compute", settings.compute, ("f32",)),
+            ("kv_cache", settings.kv_cache, tuple(CACHE_BITS)),
+        ):
+            if value not in offered:
                 raise EngineUnavailable(
-                    f"{name}: {value} is not offered by ONNX Runtime on the CPU; use {name}: f32, or engine: "
-                    "openvino"
+                    f"{name}: {value} is not offered by ONNX Runtime on the CPU; use {name}: {' or '.join(offered)}, or "
+                    "engine: openvino"
                 )
         if settings.scheduler.prefix_caching:
             raise EngineUnavailable(

@@ -77,15 +77,13 @@ def grid_of(weights_NK: np.ndarray, bits: int, group: int, *, symmetric: bool) -
 
 
 def grids_of(checkpoint: Artifact, weights: WeightSettings) -> dict[str, Grid]:
-    return {
-        name: grid_of(
-            w,
-            8 if name in weights.int8_layers else weights.bits,
-            weights.group_size,
-            symmetric=weights.symmetric,
-        )
-        for name, w in linear_weights(checkpoint).items()
-    }
+    """As they are built: the named 8-bit layers have one scale an output."""
+    grids = {}
+    for name, weights_NK in linear_weights(checkpoint).items():
+        named = name in weights.int8_layers
+        bits, group = (8, weights_NK.shape[1]) if named else (weights.bits, weights.group_size)
+        grids[name] = grid_of(weights_NK, bits, group, symmetric=weights.symmetric)
+    return grids
 
 
 def computed(graph: Path) -> dict[str, np.ndarray]:

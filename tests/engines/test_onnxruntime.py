@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from tiny_llama import EOS, tiny_llama
+from tiny_llama import EOS, TEXTS, tiny_llama
 
 from configs.engine import EngineSettings, SchedulerSettings
 from configs.weights import WeightSettings
 from tasks.compression.error import CompressionError
 from tasks.compression.onnx import build_onnx
-from tasks.compression.onnx_rounding import round_matrix
+from tasks.compression.onnx_matrix import round_matrix
 from tasks.engines.onnxruntime_engine import OnnxRuntimeEngine
 from tasks.engines.protocol import EngineError, EngineUnavailable, GenerationRequest, ScoreRequest
 from tasks.engines.transformers_engine import TransformersEngine
@@ -389,3 +389,62 @@ def test_a_failure_inside_the_library_is_an_engine_error(artifacts: dict[str, Ar
             engine.generate([GenerationRequest((unknown,), 1)])
         with pytest.raises(EngineError, match="ONNX Runtime failed"):
             list(engine.score([ScoreRequest((unknown,), (1,))]))
+
+
+@pytest.fixture(scope="module")
+def with_ranges(checkpoint: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    out = tmp_path_factory.mktemp("ranges")
+    build_onnx(checkpoint, FORMATS["f32"], TEXTS, out)
+    return Artifact(digest="3" * 64, folder=out, manifest=Manifest(kind="onnxruntime", files=()))
+
+
+def cached(kv_cache: str, **scheduler: object) -> EngineSettings:
+    return settings(**scheduler).model_copy(update={"kv_cache": kv_cache})
+
+
+@pytest.mark.parametrize(("kv_cache", "least", "most"), [("u8", 1e-4, 0.02), ("u4", 0.01, 0.3)])
+def test_a_quantized_cache_is_what_attention_reads(
+    with_ranges: Artifact, kv_cache: str, least: float, most: float
+) -> None:
+    """In one pass and in pieces alike, at positions beyond the calibration texts'; and it is not the f32 cache."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(with_ranges.folder / "tokenizer.json"))
+    ids = tuple(tokenizer.encode(" ".join(TEXTS)).ids[:100])
+    assert max(len(tokenizer.encode(text).ids) for text in TEXTS) < 50
+    request = ScoreRequest(ids[:10], ids[10:])
+    found = []
+    for kind, chunk, batch in (("f32", 0, 2048), (kv_cache, 0, 2048), (kv_cache, 7, 64)):
+        with OnnxRuntimeEngine.open(
+            with_ranges, cached(kind), chunk_tokens=chunk, batch_tokens=batch
+        ) as engine:
+            found += [scores.logprobs for scores in engine.score([request])]
+    exact, whole, pieces = found
+    assert least < np.abs(whole - exact).mean() < most
+    np.testing.assert_allclose(pieces, whole, atol=1e-4)
+
+
+@pytest.mark.parametrize("kv_cache", ["u8", "u4"])
+def test_slots_of_a_quantized_cache(with_ranges: Artifact, kv_cache: str) -> None:
+    """Prompts in pieces, slots that are freed and moved: every token is what scoring calls the argmax."""
+    requests = generation_requests()
+    with OnnxRuntimeEngine.open(
+        with_ranges, cached(kv_cache, max_num_seqs=3, max_num_batched_tokens=16)
+    ) as engine:
+        made = engine.generate(requests)
+        capacity = max(len(r.prompt) + r.max_new_tokens for r in requests)
+        values = 3 * capacity * 3 * 2 * 2 * 16  # slots, tokens, layers, keys and values, heads, width
+        assert engine.memory().kv_cache_bytes == (values if kv_cache == "u8" else values // 2)
+        scored = engine.score(
+            [ScoreRequest(r.prompt, g.tokens) for r, g in zip(requests, made, strict=True)], with_logits=True
+        )
+        for generation, scores in zip(made, scores_of(scored), strict=True):
+            chosen = scores[np.arange(len(scores)), generation.tokens]
+            assert (scores.max(-1) - chosen < TIE_NATS).all()
+
+
+def test_a_quantized_cache_needs_ranges(artifacts: dict[str, Artifact]) -> None:
+    with pytest.raises(
+        EngineUnavailable, match=r"no kv_ranges.safetensors.*calibration text, or use kv_cache: f32"
+    ):
+        OnnxRuntimeEngine.open(artifacts["f32"], cached("u8"))
