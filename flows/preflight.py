@@ -8,7 +8,9 @@ from configs.load import load_config
 from configs.schema import Config
 from flows.offline import prepare_environment
 from tasks.engines.availability import Availability, probe
+from tasks.quantization.preflight import preflight
 from tasks.release.plan import Plan, make_plan
+from tasks.release.preparation import make_workspace
 from tasks.release.stage_result import StageResult
 from tasks.store.store import store_home
 
@@ -19,11 +21,12 @@ def plan(config: Path, overrides: Sequence[str]) -> Plan:
     """Budget, samples and recommended stack of a configuration.
 
     Raises:
-        ConfigError, ModelSourceError, TextError, PlanError: the input cannot be used.
+        ConfigError, ModelSourceError, TextError, PlanError: the input cannot be used, or no candidate fits this machine.
     """
     settings = load_config(config, overrides)
     prepare_environment(store_home(), hub=settings.needs_hub, threads=settings.threads)
-    return make_plan(settings, _measured(settings))
+    workspace = make_workspace(settings)
+    return make_plan(workspace, _measured(settings), preflight(workspace))
 
 
 def _measured(settings: Config) -> tuple[StageResult, ...]:

@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tasks.engines.availability import Availability
+from tasks.quantization.preflight import Preflight
 from tasks.release.history import HistoryEntry
 from tasks.release.plan import Plan
 from tasks.release.summary import MetricComparison, RolloutSummary, StageSummary
@@ -135,6 +136,8 @@ def plan(found: Plan) -> None:
             f"{row.kv_mib:.1f}", f"{row.activations_mib:.1f}", f"{row.total_mib:.0f}",
         )  # fmt: skip
     console.print(memory)
+    if isinstance(found.quantize, Preflight):
+        _candidates(found.quantize)
     samples = _table(
         "task",
         "metric",
@@ -161,6 +164,31 @@ def plan(found: Plan) -> None:
     console.print(
         f"joint power {found.joint_power:.0%}; disk {found.disk_mib:.0f} MiB; about {found.minutes:.0f} min"
     )
+
+
+def _candidates(found: Preflight) -> None:
+    """What each declared candidate takes, MiB; then what is refused, and why."""
+    table = _table(
+        "candidate", "weights", "KV", "activations", "serving peak", "build peak", "disk", "build s", "from"
+    )
+    for row in found.candidates:
+        figures = (
+            row.weights_mib,
+            row.kv_mib,
+            row.activations_mib,
+            row.serving_mib,
+            row.build_mib,
+            row.disk_mib,
+        )
+        table.add_row(
+            row.name, *(f"{figure:.0f}" for figure in figures), f"{row.seconds:.0f}", row.seconds_from
+        )
+    console.print(table)
+    cache = ", ".join(f"{size} bytes a token in {kind}" for kind, size in found.kv_token_bytes.items())
+    console.print(f"KV cache: {cache}; {found.kv_factor:.0%} of one with a key for every query head")
+    for row in found.candidates:
+        if row.refused is not None:
+            console.print(f"[red]refused[/] {escape(row.name)}: {escape(row.refused)}", soft_wrap=True)
 
 
 def _table(*columns: str) -> Table:

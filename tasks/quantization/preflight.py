@@ -85,7 +85,7 @@ def preflight(workspace: Workspace, limits: Limits | None = None) -> Preflight:
     found = tuple(_predicted(workspace, weights, engine, limits) for weights, engine in declared)
     if found and all(said.refused is not None for said in found):
         least = min(found, key=lambda each: each.needed_mib)
-        raise ConfigError(f"quantize.candidates: none of {len(found)} fits; {least.refused}")
+        raise ConfigError(f"quantize.candidates: none of {len(found)} fits; {least.name}: {least.refused}")
     seconds = {
         (e.engine, w): said.seconds for (w, e), said in zip(declared, found, strict=True) if not said.refused
     }
@@ -148,7 +148,7 @@ def _predicted(
     if over is None:
         return predicted
     option = cheaper_option(workspace, weights, engine, limits)
-    return predicted.model_copy(update={"refused": f"{predicted.name}: {over}; {option}"})
+    return predicted.model_copy(update={"refused": f"{over}; {option}"})
 
 
 def _declared(config: Config) -> Iterator[Declared]:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+from pydantic import SerializeAsAny
+
 from configs.engine import EngineSettings
 from configs.schema import Config
 from configs.weights import WeightSettings
@@ -10,7 +12,7 @@ from tasks.profiling.memory_budget import serving_budget
 from tasks.profiling.recommend import Recommendation, recommend
 from tasks.quality.planning import MetricPlan, joint_power
 from tasks.release.effort import disk_bytes, rollout_seconds
-from tasks.release.preparation import make_workspace, plan_quality
+from tasks.release.preparation import plan_quality
 from tasks.release.stage_result import StageResult
 from tasks.release.workspace import Workspace
 from tasks.store.record import Record
@@ -45,6 +47,7 @@ class Plan(Record):
         disk_mib: artifacts and reference logits that the rollout would write.
         minutes: rough time, from the tokens to score and to train and this machine's speed where it was measured.
         recommendations: the stack, with reasons.
+        quantize: what every declared candidate takes, and which do not fit (`tasks/quantization/preflight.py`).
     """
 
     config: str
@@ -56,19 +59,23 @@ class Plan(Record):
     disk_mib: float
     minutes: float
     recommendations: tuple[Recommendation, ...]
+    quantize: SerializeAsAny[Record] | None = None
 
 
-def make_plan(config: Config, results: Sequence[StageResult] = ()) -> Plan:
+def make_plan(
+    workspace: Workspace, results: Sequence[StageResult] = (), quantize: Record | None = None
+) -> Plan:
     """Budget, samples, effort and recommended stack; runs no model.
 
     Args:
-        config: the configuration.
+        workspace: of the configuration.
         results: stages of an earlier rollout of this model; where they measured something, that speaks.
+        quantize: the preflight of the quantize stage.
 
     Raises:
-        ConfigError, ModelSourceError, TextError, PlanError: the input cannot be used.
+        PlanError: a margin cannot be planned for.
     """
-    workspace = make_workspace(config)
+    config = workspace.config
     samples = plan_quality(config)
     goal_mib = config.goals.max_peak_mib
     return Plan(
@@ -87,6 +94,7 @@ def make_plan(config: Config, results: Sequence[StageResult] = ()) -> Plan:
             quality_priority="high" if config.quality.margins.kl_nats else "normal",
             results=results,
         ),
+        quantize=quantize,
     )
 
 
