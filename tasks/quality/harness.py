@@ -172,6 +172,7 @@ class TaskSet:
         items: Mapping[str, int],
         *,
         max_tokens: int,
+        after: int = 0,
         partial: Path | None = None,
     ) -> Scored:
         """Score the first items of tasks.
@@ -181,6 +182,7 @@ class TaskSet:
             tokenizer: of the artifact the engine serves.
             items: task to number of items; a task with fewer is scored whole.
             max_tokens: the model's context.
+            after: items of each task that are left out, because they are scored already; fewer than there are.
             partial: where answers are kept as they come; one file for one candidate.
 
         Raises:
@@ -191,7 +193,7 @@ class TaskSet:
         notes: list[ItemNote] = []
         with _quiet(), ScoreLog(partial) as log:
             for name, count in items.items():
-                chosen = sorted(self._order[name][: max(1, count)]) if self.size(name) else []
+                chosen = sorted(self._order[name][after : max(1, count)]) if self.size(name) else []
                 answers = EngineAnswers(engine, tokenizer, max_tokens, log)
                 found = self._score_task(name, chosen, answers)
                 rows += found.rows

@@ -127,8 +127,8 @@ def _gate(workspace: Workspace, candidate: Candidate, kind: GateKind) -> tuple[G
             for name in verdict.undecided:
                 plan, look = looks[name].plan, looks[name].look + (name in parts)
                 looks[name] = LookLevels(plan=plan, look=look)
-                items = plan.items[look - 1]
-                parts[name] = (source.task(name, items), changed.task(name, items))
+                items, judged = plan.items[look - 1], plan.items[look - 2] if look > 1 else 0
+                parts[name] = (source.task(name, items, judged), changed.task(name, items, judged))
     return verdict, {"reference": remember(workspace, before), "candidate": remember(workspace, after)}
 
 

@@ -13,7 +13,7 @@ from tasks.data.text import Section
 from tasks.engines.protocol import Engine
 from tasks.quality.divergence import diverge, reference_logits, reference_samples
 from tasks.quality.item_notes import shortened
-from tasks.quality.sample_set import samples_of
+from tasks.quality.sample_set import joined_samples, samples_of
 from tasks.quality.samples import ItemNote, Sample, Samples
 from tasks.quality.score_log import ScoreLog
 from tasks.quality.tokenizer import TextTokenizer
@@ -82,8 +82,13 @@ class CandidateScores:
         key = digest_of([answers, self._answers_digest(self._reference), self._split, "text"])
         return self._workspace.store.once(f"samples-{key}", Samples, compute)[0]
 
-    def task(self, name: str, items: int) -> Samples:
+    def task(self, name: str, items: int, judged: int = 0) -> Samples:
         """The first `items` gate items of one task in their drawn order, or all where it has fewer.
+
+        Args:
+            name: of the task.
+            items: to be judged now.
+            judged: items of the look before, which are not asked for again; 0 at the first.
 
         Raises:
             EngineError: it does not work.
@@ -95,12 +100,14 @@ class CandidateScores:
             answers = digest_of([answers, scheduler])
 
         def compute() -> Samples:
+            before = self.task(name, judged) if judged else None
             self._say(f"{items} items of {name}")
             scored = task_set(self._workspace).score(
                 self._open(), self._tokenizer(), {name: items},
-                max_tokens=context_tokens(self._folder()), partial=self._partial(answers),
+                max_tokens=context_tokens(self._folder()), after=judged, partial=self._partial(answers),
             )  # fmt: skip
-            return samples_of(scored.rows, scored.notes)
+            added = samples_of(scored.rows, scored.notes)
+            return added if before is None else joined_samples((before, added))
 
         key = digest_of([answers, self._workspace.items_digest, name, items])
         return self._workspace.store.once(f"samples-{key}", Samples, compute)[0]

@@ -149,10 +149,10 @@ def _judge(workspace: Workspace, weights: str) -> _Run:
             finally:
                 self._note("text", began_s)
 
-        def task(self, name: str, items: int) -> Samples:
+        def task(self, name: str, items: int, judged: int = 0) -> Samples:
             began_s = time.perf_counter()
             try:
-                return super().task(name, items)
+                return super().task(name, items, judged)
             finally:
                 self._note(name, began_s)
 

@@ -5,8 +5,10 @@ import pytest
 
 from configs.quality import TextSettings
 from tasks.data.text import split_text
+from tasks.quality.harness import TaskSet
 from tasks.quality.pack.write import write_pack
 from tasks.quality.quality_error import QualityError
+from tasks.quality.sample_set import joined_samples, samples_of
 from tasks.quality.score_log import ScoreLog
 from tasks.quality.tokenizer import TextTokenizer
 
@@ -55,6 +57,23 @@ def test_more_items_extend_fewer_and_the_seed_draws_others(run) -> None:
     )
     assert few < more
     assert more != other
+
+
+def test_what_a_look_adds_is_scored_as_if_all_were_asked_at_once(
+    tiny_engine, tiny_checkpoint: Path, gate: Path
+) -> None:
+    tasks, text = TaskSet(NAMES, include=gate, seed=0), TextTokenizer(tiny_checkpoint)
+    looks, requests = {}, {}
+    for name, before, items in (("whole", 0, 20), ("first", 0, 8), ("added", 8, 20)):
+        seen = tiny_engine.requests_seen
+        asked = dict.fromkeys(NAMES, items)
+        looks[name] = tasks.score(tiny_engine, text, asked, max_tokens=256, after=before)
+        requests[name] = tiny_engine.requests_seen - seen
+    assert requests["first"] + requests["added"] == requests["whole"]
+    joined = joined_samples(samples_of(looks[name].rows, looks[name].notes) for name in ("first", "added"))
+    whole = samples_of(looks["whole"].rows, looks["whole"].notes)
+    assert (joined.rows, joined.items_digest) == (whole.rows, whole.items_digest)
+    assert len(joined.notes) == len(whole.notes) == 40
 
 
 def test_standard_output_stays_clean(run, capfd: pytest.CaptureFixture[str]) -> None:
