@@ -40,6 +40,23 @@ class WeightSettings(Section):
     int8_layers: tuple[str, ...] = Field(
         (), description="bits 4: linear layers kept at 8 bits by name, 'model.layers.0.mlp.up_proj'"
     )
+    max_bytes_fraction: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description=(
+            "bits 4 with calibration gptq: as many layers at 8 bits, the most sensitive first, as keep all weights within this "
+            "fraction of their float32 bytes"
+        ),
+    )
+    max_rounding_nats: float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "bits 4 with calibration gptq: the fewest layers at 8 bits with which the predicted divergence of rounding is at most "
+            "this, nats a token"
+        ),
+    )
     embedding_bits: Literal[4, 8, 16, 32] = Field(
         8, description="bits of the token embedding and the output head"
     )
@@ -65,8 +82,20 @@ class WeightSettings(Section):
             raise ValueError("group_size must be -1 (per channel) or at least 2")
         if self.bits != 4 and (self.int8_ratio or self.int8_layers):
             raise ValueError("int8_ratio and int8_layers act on bits: 4 only; leave them out")
-        if self.int8_ratio and self.int8_layers:
-            raise ValueError("int8_ratio and int8_layers both say what stays at 8 bits; give one of them")
+        eight = ("int8_ratio", "int8_layers", "max_bytes_fraction", "max_rounding_nats")
+        if len(given := [name for name in eight if getattr(self, name)]) > 1:
+            raise ValueError(f"{' and '.join(given)} each say what stays at 8 bits; give one of them")
+        if (self.max_bytes_fraction or self.max_rounding_nats) and (self.bits, self.calibration) != (
+            4,
+            "gptq",
+        ):
+            raise ValueError(
+                "max_bytes_fraction and max_rounding_nats go with bits: 4 and calibration: gptq; set both"
+            )
+        if self.int8_ratio and self.calibration == "gptq":
+            raise ValueError(
+                "int8_ratio is NNCF's; with calibration: gptq use max_bytes_fraction or max_rounding_nats"
+            )
         if self.bits not in (4, 8) and self.calibration != "none":
             raise ValueError("calibration acts on bits: 4 and 8 only; leave it out")
         if self.bits == 8 and self.calibration not in ("none", "gptq"):
@@ -92,6 +121,8 @@ class WeightSettings(Section):
         parts += [self.calibration] if self.calibration != "none" else []
         parts += [f"{self.int8_ratio:.0%} int8"] if self.int8_ratio else []
         parts += [f"{len(self.int8_layers)} layers int8"] if self.int8_layers else []
+        parts += [f"within {self.max_bytes_fraction:.0%} of f32"] if self.max_bytes_fraction else []
+        parts += [f"within {self.max_rounding_nats:g} nats"] if self.max_rounding_nats else []
         parts += [f"embedding {self.embedding_bits}"] if self.embedding_bits != 8 else []
         parts += [f"{self.activations} activations"] if self.activations != "float" else []
         return " ".join(parts)

@@ -1,10 +1,14 @@
 """From a checkpoint to the artifact that an engine serves, built once for each (checkpoint, engine, weight format)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from configs.engine import EngineName
 from configs.weights import WeightSettings
+from tasks.compression.error import CompressionError
+from tasks.compression.grid import Grid, load_grids
+from tasks.models.checkpoint import read_architecture
 from tasks.store.artifact import Artifact, ArtifactKind
 from tasks.store.digest import code_digest, digest_of, library_versions
 from tasks.store.store import Store
@@ -28,14 +32,12 @@ def build_artifact(
         store: where it is sealed.
         checkpoint: a sealed safetensors checkpoint.
         engine: transformers serves the checkpoint itself, and only unquantized.
-        weights: the format.
+        weights: the format, its budgets resolved (`resolve_weights`).
         calibration: texts, used by formats that calibrate.
 
     Raises:
         CompressionError: the format is impossible for this model or engine, or changed nothing.
     """
-    from tasks.compression.error import CompressionError
-
     match engine:
         case "transformers" if weights.bits in (16, 32):
             return checkpoint
@@ -45,22 +47,114 @@ def build_artifact(
             )
             if weights.bits == 32:
                 return exported
-            return _once(
-                store, exported, "openvino", weights, calibration, _compress(exported, weights, calibration)
-            )
+            grids = _grids(store, checkpoint, engine, weights, calibration)
+            build = _compress(exported, weights, calibration, grids)
+            return _once(store, exported, "openvino", weights, calibration, build, grids)
         case "onnxruntime":
-            return _once(
-                store,
-                checkpoint,
-                "onnxruntime",
-                weights,
-                calibration,
-                _onnx(checkpoint, weights, calibration),
-            )
+            grids = _grids(store, checkpoint, engine, weights, calibration)
+            build = _onnx(checkpoint, weights, calibration, grids)
+            return _once(store, checkpoint, "onnxruntime", weights, calibration, build, grids)
         case _:
             raise CompressionError(
                 f"engine {engine} serves no {weights.label} weights made here; use openvino or onnxruntime"
             )
+
+
+def resolve_weights(
+    store: Store,
+    checkpoint: Artifact,
+    engine: EngineName,
+    weights: WeightSettings,
+    calibration: Sequence[str],
+) -> WeightSettings:
+    """The format with its budget turned into named layers: rounds all layers to 4 bits once, to learn what each loses.
+
+    Raises:
+        CompressionError: the budget is below 4 bits everywhere, or a layer cannot be rounded.
+    """
+    if weights.max_bytes_fraction is None and weights.max_rounding_nats is None:
+        return weights
+    from tasks.compression.grids import layer_errors
+    from tasks.compression.mixed_precision import layers_within_bytes, layers_within_divergence
+
+    plain = weights.model_copy(update={"max_bytes_fraction": None, "max_rounding_nats": None})
+    folder = _rounded(store, checkpoint, engine, plain, calibration).folder
+    errors, grids = layer_errors(folder), load_grids(folder)
+    if weights.max_bytes_fraction is None:
+        named = layers_within_divergence(errors, grids, weights.max_rounding_nats or 0.0)
+    else:
+        named = layers_within_bytes(
+            errors, grids, _budget_bytes(checkpoint, weights, weights.max_bytes_fraction, grids)
+        )
+    return plain.model_copy(update={"int8_layers": named})
+
+
+def _budget_bytes(
+    checkpoint: Artifact, weights: WeightSettings, fraction: float, grids: Mapping[str, Grid]
+) -> float:
+    """What the linear layers may take: the budget less the embedding, the output head and the norms."""
+    architecture = read_architecture(checkpoint)
+    tables = architecture.vocabulary * (1 if architecture.tied_embeddings else 2)
+    linear = sum(grid.codes.size for grid in grids.values())
+    norms = architecture.parameters - linear - tables * architecture.hidden
+    # Of a table at 8 bits every row has a float16 scale and a zero point.
+    others = tables * (architecture.hidden * weights.embedding_bits / 8 + 3) + 4 * norms
+    budget = fraction * 4 * architecture.parameters - others
+    least = sum(grid.stored_bytes for grid in grids.values())
+    if budget < least:
+        possible = (least + others) / (4 * architecture.parameters)
+        raise CompressionError(
+            f"max_bytes_fraction is {fraction:g}; 4 bits everywhere take {possible:.3f} of the float32 bytes; allow at least that, "
+            "or larger groups"
+        )
+    return budget
+
+
+def _grids(
+    store: Store,
+    checkpoint: Artifact,
+    engine: EngineName,
+    weights: WeightSettings,
+    calibration: Sequence[str],
+) -> Artifact | None:
+    return (
+        _rounded(store, checkpoint, engine, weights, calibration) if weights.calibration == "gptq" else None
+    )
+
+
+def _rounded(
+    store: Store,
+    checkpoint: Artifact,
+    engine: EngineName,
+    weights: WeightSettings,
+    calibration: Sequence[str],
+) -> Artifact:
+    """The grids of a format, and before them what all formats share: the importance of every token at every layer."""
+    from tasks.compression.grids import write_grids_of, write_importance
+
+    texts = calibration[: weights.calibration_samples]
+    data = {"calibration": digest_of(list(texts))}
+
+    def remembered(name: str, recipe: dict[str, Any], build: Callable[[Path], None]) -> Artifact:
+        libraries = library_versions("torch", "transformers")
+        key = digest_of([checkpoint.digest, recipe, data, libraries, code_digest("tasks/compression")])
+        artifact, _ = store.once_artifact(
+            f"{name}-{key}",
+            lambda: store.seal(
+                build, kind="grid", parent=checkpoint.digest, recipe=recipe, data=data, libraries=libraries
+            ),
+        )
+        return artifact
+
+    importance = remembered("importance", {}, lambda out: write_importance(checkpoint, texts, out))
+    # OpenVINO's 8-bit weights are per channel; ONNX Runtime's kernel wants groups there, too.
+    eight_group = weights.group_size if engine == "onnxruntime" else -1
+    recipe = {"weights": weights.model_dump(mode="json"), "eight_group": eight_group}
+    return remembered(
+        "grids",
+        recipe,
+        lambda out: write_grids_of(checkpoint, importance.folder, weights, out, eight_group=eight_group),
+    )
 
 
 def _once(
@@ -70,8 +164,12 @@ def _once(
     weights: WeightSettings,
     calibration: Sequence[str],
     build: Callable[[Path], None],
+    grids: Artifact | None = None,
 ) -> Artifact:
-    data = {"calibration": digest_of(list(calibration))} if weights.calibration != "none" else {}
+    calibrates = weights.calibration != "none" or weights.activations == "int8_static"
+    data = {"calibration": digest_of(list(calibration))} if calibrates else {}
+    if grids is not None:
+        data["grids"] = grids.digest
     recipe = {"engine": kind, "weights": weights.model_dump(mode="json")}
     libraries = library_versions(*LIBRARIES[kind])
     key = digest_of([parent.digest, recipe, data, libraries, code_digest("tasks/compression")])
@@ -94,22 +192,25 @@ def _export_openvino(checkpoint: Artifact) -> Callable[[Path], None]:
 
 
 def _compress(
-    exported: Artifact, weights: WeightSettings, calibration: Sequence[str]
+    exported: Artifact, weights: WeightSettings, calibration: Sequence[str], grids: Artifact | None
 ) -> Callable[[Path], None]:
     def build(out: Path) -> None:
         from tasks.compression.openvino import compress_openvino
 
-        compress_openvino(exported, weights, calibration, out)
+        found = None if grids is None else load_grids(grids.folder)
+        compress_openvino(exported, weights, calibration, out, found)
 
     return build
 
 
 def _onnx(
-    checkpoint: Artifact, weights: WeightSettings, calibration: Sequence[str]
+    checkpoint: Artifact, weights: WeightSettings, calibration: Sequence[str], grids: Artifact | None
 ) -> Callable[[Path], None]:
     def build(out: Path) -> None:
         from tasks.compression.onnx import build_onnx
 
-        build_onnx(checkpoint, weights, calibration, out)
+        found = None if grids is None else load_grids(grids.folder)
+        texts = calibration if weights.activations == "int8_static" else ()
+        build_onnx(checkpoint, weights, texts, out, found)
 
     return build

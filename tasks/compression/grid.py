@@ -36,7 +36,13 @@ class Grid:
     @property
     def group_size(self) -> int:
         """Inputs that share a scale."""
-        return self.codes.shape[1] // self.scales.shape[1]
+        return int(self.codes.shape[1] // self.scales.shape[1])
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of integers, scales and zero points in an artifact."""
+        zeros = 0 if self.zeros is None else self.zeros.size
+        return int((self.codes.size + zeros) * self.bits // 8 + 2 * self.scales.size)
 
     def weights(self) -> NDArray[np.float32]:
         """What an engine computes with, shape (N, K)."""
@@ -77,5 +83,5 @@ def load_grids(folder: Path) -> dict[str, Grid]:
         layer, bits, part = key.rsplit(".", 2)
         if part == "codes":
             parts = {name: arrays.get(f"{layer}.{bits}.{name}") for name in _PARTS}
-            grids[layer] = Grid(bits=int(bits), **parts)  # type: ignore[arg-type]
+            grids[layer] = Grid(bits=int(bits), **parts)
     return grids

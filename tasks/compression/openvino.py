@@ -5,14 +5,16 @@ The IR is the parent of every weight format: exporting is the slow part (tracing
 
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from configs.weights import WeightSettings
 from tasks.compression.error import CompressionError
+from tasks.compression.grid import Grid
 from tasks.compression.openvino_calibration import calibration_inputs
 from tasks.compression.openvino_checks import check_calibrated, check_possible, check_stored
+from tasks.compression.openvino_grid import write_grids
 from tasks.compression.openvino_matrices import MODEL_BIN, MODEL_XML, halve_tables
 from tasks.compression.openvino_nncf import compress_weights
 from tasks.compression.openvino_static import quantize_statically
@@ -61,7 +63,13 @@ def export_openvino(checkpoint: Artifact, out: Path) -> None:
         raise CompressionError(f"optimum-intel wrote no {MODEL_BIN}; the checkpoint cannot be exported")
 
 
-def compress_openvino(ir: Artifact, weights: WeightSettings, calibration: Sequence[str], out: Path) -> None:
+def compress_openvino(
+    ir: Artifact,
+    weights: WeightSettings,
+    calibration: Sequence[str],
+    out: Path,
+    grids: Mapping[str, Grid] | None = None,
+) -> None:
     """Write the IR with its weights in another format, and its other files as they are, into `out`.
 
     Args:
@@ -72,6 +80,7 @@ def compress_openvino(ir: Artifact, weights: WeightSettings, calibration: Sequen
         calibration: texts; the first `calibration_samples` are used, by a `calibration` other than none and by
             `activations: int8_static`.
         out: an existing, empty folder.
+        grids: of all linear layers by name, with calibration: gptq.
 
     Raises:
         CompressionError: the format is impossible for this model, its calibration text is too short, or it left
@@ -85,8 +94,11 @@ def compress_openvino(ir: Artifact, weights: WeightSettings, calibration: Sequen
         )
     model = ov.Core().read_model(ir.folder / MODEL_XML)
     if weights.bits in (4, 8):
-        check_possible(model, weights)
-        model = _compressed(model, weights, ir.folder, calibration)
+        if grids is not None:
+            model = _from_grids(model, weights, grids)
+        else:
+            check_possible(model, weights)
+            model = _compressed(model, weights, ir.folder, calibration)
         if weights.embedding_bits == 16:
             halve_tables(model)
     ov.save_model(model, out / MODEL_XML, compress_to_fp16=weights.bits == 16)
@@ -95,6 +107,19 @@ def compress_openvino(ir: Artifact, weights: WeightSettings, calibration: Sequen
         if entry.path not in (MODEL_XML, MODEL_BIN):
             shutil.copyfile(ir.folder / entry.path, out / entry.path)
     check_stored(out, weights)
+
+
+def _from_grids(model: Any, weights: WeightSettings, grids: Mapping[str, Grid]) -> Any:
+    """The linear layers as the grids are; NNCF rounds what is left, the embedding and the output head, to 8 bits."""
+    if weights.embedding_bits == 4:
+        raise CompressionError(
+            "embedding_bits is 4 with calibration: gptq; OpenVINO keeps it at 8 bits or more; use 8"
+        )
+    write_grids(model, grids)
+    tables = weights.model_copy(
+        update={"bits": 8, "group_size": -1, "calibration": "none", "int8_layers": ()}
+    )
+    return compress_weights(model, tables, []) if weights.embedding_bits == 8 else model
 
 
 def _compressed(model: Any, weights: WeightSettings, folder: Path, calibration: Sequence[str]) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from configs.engine import EngineSettings
 from configs.weights import WeightSettings
-from tasks.compression.build import build_artifact
+from tasks.compression.build import build_artifact, resolve_weights
 from tasks.compression.build_cost import measured_build
 from tasks.engines.open import import_engine, open_engine
 from tasks.engines.protocol import Engine
@@ -41,6 +41,7 @@ def make_candidate(
         CompressionError: the format is impossible for this model or engine.
     """
     calibration = [section.text for section in workspace.splits.calibration]
+    weights = resolve_weights(workspace.store, checkpoint, engine.engine, weights, calibration)
     what = (workspace.store, checkpoint, engine.engine, weights, calibration)
     artifact = measured_build(*what, lambda: build_artifact(*what))
     name = f"{engine.engine} {weights.label}, {engine.kv_cache} cache{note}"

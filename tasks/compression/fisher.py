@@ -1,0 +1,53 @@
+"""How much each token matters at each layer's output: the diagonal of the Fisher information.
+
+To second order, changing a layer's weights by D changes the divergence from the unchanged model by
+
+    1/2 mean over tokens t of sum over outputs o of g(t, o)^2 (D x(t))_o^2
+
+where g is the gradient of log p(y), y drawn from the model's own prediction: the expected g^2 is the curvature of the divergence.
+GPTQ takes g as 1; weighting its Hessian by the mean of g^2 over a layer's outputs steers it by what the loss feels (GuidedQuant, Kim et
+al., ICML 2025, arXiv:2505.07004), and makes the errors of different layers comparable: they add up to a predicted divergence.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tasks.compression.block_inputs import linear_layers
+
+BATCH_SEQUENCES = 4
+
+
+def token_importance(model: Any, tokens_BT: Tensor, seed: int) -> dict[str, Tensor]:
+    """Mean of g^2 over the outputs of each linear layer, for every token: shape (B * T,), by the layer's name.
+
+    Args:
+        model: a causal language model of transformers, float32; its weights stay frozen.
+        tokens_BT: the calibration text.
+        seed: of the labels that are drawn.
+    """
+    found: dict[str, list[Tensor]] = {name: [] for name in linear_layers(model)}
+
+    def watch(name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        def keep(slope: Tensor) -> None:
+            found[name].append(slope.float().square().mean(-1).flatten())
+
+        output.register_hook(keep)  # type: ignore[no-untyped-call]
+
+    hooks = [
+        module.register_forward_hook(partial(watch, name)) for name, module in linear_layers(model).items()
+    ]
+    model.requires_grad_(False)
+    random = torch.Generator().manual_seed(seed)
+    for batch in torch.split(tokens_BT, BATCH_SEQUENCES):
+        embedded = model.get_input_embeddings()(batch).requires_grad_(True)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits_NV = model(inputs_embeds=embedded, use_cache=False).logits.flatten(0, 1)
+        logprobs_NV = logits_NV.float().log_softmax(-1)
+        drawn_N1 = torch.multinomial(logprobs_NV.detach().exp(), 1, generator=random)
+        (-logprobs_NV.gather(1, drawn_N1).sum()).backward()
+    for hook in hooks:
+        hook.remove()
+    return {name: torch.cat(parts) for name, parts in found.items()}

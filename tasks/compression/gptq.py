@@ -1,0 +1,133 @@
+"""Rounding one linear layer with its errors fed forward: GPTQ (Frantar et al., ICLR 2023, arXiv:2210.17323).
+
+The columns of the weight are rounded one after another; what rounding a column does to the layer's output is made good by the
+columns that are still to come, as the inverse Hessian of the squared output error says. Columns of large inputs come first; the
+scales are fixed before, per group of neighbouring columns, so that the order leaves no trace in what is stored.
+
+Scales are searched: of shrunken ranges (down to half), the one whose weighted squared error is least. A symmetric scale is signed, so
+that its one unpaired level, -2^(bits - 1), falls on either side.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tasks.compression.error import CompressionError
+from tasks.compression.grid import Grid
+
+DAMPING = 0.01  # of the mean diagonal, as in the paper
+_BLOCK_COLUMNS = 64
+_RANGES = 20
+_SMALLEST_RANGE = 0.5
+_SMALLEST_SCALE = 2.0**-24  # the smallest float16 above 0
+
+
+def round_layer(
+    weight_NK: Tensor, hessian_KK: Tensor, *, bits: int, symmetric: bool, group_size: int
+) -> Grid:
+    """Round a weight so that the layer's output changes least on the inputs behind the Hessian.
+
+    Args:
+        weight_NK: float32, N outputs and K inputs.
+        hessian_KK: sum over tokens of x x^T, weighted or not; float32.
+        bits: 4 or 8.
+        symmetric: no zero point.
+        group_size: inputs that share a scale, dividing K; -1: all.
+
+    Raises:
+        CompressionError: groups do not fill the layer, or a number is not finite.
+    """
+    outputs, inputs = weight_NK.shape
+    group = inputs if group_size == -1 else group_size
+    if inputs % group:
+        raise CompressionError(f"group_size is {group_size}; it must divide the {inputs} inputs of the layer")
+    if not (torch.isfinite(weight_NK).all() and torch.isfinite(hessian_KK).all()):
+        raise CompressionError(
+            "a weight or an input of the calibration text is NaN or infinite; repair the checkpoint"
+        )
+    hessian_KK = hessian_KK.clone()
+    diagonal_K = hessian_KK.diagonal()
+    diagonal_K[diagonal_K == 0] = 1  # an input that is always 0: its weight does not matter
+    scales_NG, zeros_NG = _fit_scales(
+        weight_NK.reshape(outputs, -1, group), diagonal_K.reshape(-1, group), bits, symmetric
+    )
+    order_K = torch.argsort(diagonal_K, descending=True, stable=True)
+    back_K = torch.argsort(order_K)
+    factor_KK = _inverse_factor(hessian_KK[order_K][:, order_K])
+    of_column = order_K // group
+    codes_NK = _feed_forward(
+        weight_NK[:, order_K].clone(), factor_KK, scales_NG[:, of_column], zeros_NG[:, of_column], 2**bits - 1
+    )[:, back_K]
+    return Grid(
+        bits=bits,
+        codes=codes_NK.to(torch.uint8).numpy(),
+        scales=scales_NG.numpy().astype(np.float16),
+        zeros=None if symmetric else zeros_NG.to(torch.uint8).numpy(),
+    )
+
+
+def _fit_scales(
+    weight_NGg: Tensor, importance_Gg: Tensor, bits: int, symmetric: bool
+) -> tuple[Tensor, Tensor]:
+    """Scales (float16 values in float32) and zero points of every group, both of shape (N, G)."""
+    top, middle = 2**bits - 1, 2.0 ** (bits - 1)
+    low, high = weight_NGg.amin(-1).clamp(max=0), weight_NGg.amax(-1).clamp(min=0)
+    reach = torch.maximum(-low, high)
+    least = torch.full_like(low, torch.inf)
+    best_scale, best_zero = torch.ones_like(low), torch.full_like(low, middle)
+    for step in range(_RANGES):
+        share = 1 - (1 - _SMALLEST_RANGE) * step / _RANGES
+        for sign in (1, -1) if symmetric else (1,):
+            scale = sign * reach * share / middle if symmetric else (high - low) * share / top
+            scale = scale.half().float()
+            scale = torch.where(scale.abs() < _SMALLEST_SCALE, torch.full_like(scale, _SMALLEST_SCALE), scale)
+            zero = torch.full_like(low, middle) if symmetric else (-low * share / scale).round().clamp(0, top)
+            codes = (weight_NGg / scale[..., None] + zero[..., None]).round_().clamp_(0, top)
+            error = (
+                ((codes - zero[..., None]) * scale[..., None] - weight_NGg)
+                .square_()
+                .mul_(importance_Gg)
+                .sum(-1)
+            )
+            better = error < least
+            least = torch.where(better, error, least)
+            best_scale, best_zero = (
+                torch.where(better, scale, best_scale),
+                torch.where(better, zero, best_zero),
+            )
+    return best_scale, best_zero
+
+
+def _inverse_factor(hessian_KK: Tensor) -> Tensor:
+    """The upper Cholesky factor of the damped Hessian's inverse, float32."""
+    damped = hessian_KK.clone()
+    damped.diagonal().add_(DAMPING * damped.diagonal().mean())
+    try:
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        factor_KK: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise CompressionError(
+            "the calibration text does not tell the inputs of a layer apart; use more of it (calibration_samples), or "
+            "another calibration"
+        ) from error
+    return factor_KK
+
+
+def _feed_forward(
+    weight_NK: Tensor, factor_KK: Tensor, scales_NK: Tensor, zeros_NK: Tensor, top: int
+) -> Tensor:
+    """Codes of every column, shape (N, K); `weight_NK` is used up."""
+    codes_NK = torch.empty_like(weight_NK)
+    inputs = weight_NK.shape[1]
+    for first in range(0, inputs, _BLOCK_COLUMNS):
+        last = min(first + _BLOCK_COLUMNS, inputs)
+        errors = torch.empty(weight_NK.shape[0], last - first)
+        for column in range(first, last):
+            weight, scale, zero = weight_NK[:, column], scales_NK[:, column], zeros_NK[:, column]
+            codes = (weight / scale + zero).round_().clamp_(0, top)
+            codes_NK[:, column] = codes
+            error = (weight - (codes - zero) * scale) / factor_KK[column, column]
+            errors[:, column - first] = error
+            weight_NK[:, column:last] -= error[:, None] * factor_KK[column, column:last]
+        weight_NK[:, last:] -= errors @ factor_KK[first:last, last:]
+    return codes_NK
