@@ -123,7 +123,7 @@ def _run_child(request: ReloadRequest) -> str:
 
 
 def _job(workspace: Workspace, candidate: Candidate) -> ReloadJob:
-    tokenizer = TextTokenizer(workspace.store.open(candidate.artifact).folder)
+    tokenizer = TextTokenizer(workspace.source.folder)
     texts = [section.text for section in workspace.splits.search[:SECTIONS]]
     targets = [tuple(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
     return ReloadJob(

@@ -35,6 +35,7 @@ SERVED = "openvino", "onnxruntime"
         (DEEP, "onnxruntime", WeightSettings(bits=4, group_size=32), 743),
         (WIDE, "openvino", WeightSettings(), 919),
         (WIDE, "openvino", INT8, 1004),
+        (WIDE, "openvino", CALIBRATED, 1951),
         (WIDE, "onnxruntime", WeightSettings(bits=4, group_size=32), 1141),
     ],
 )
