@@ -1,0 +1,203 @@
+"""`make bench PART=quantize`: what making a weight format costs, beside the library called by hand.
+
+Work: the demo model, 32 sections of the calibration text where a method reads text. OpenVINO formats start from the same f32 export
+and end with the same saved graph; by hand means `nncf.compress_weights` (`nncf.quantize`) or optimum-intel's configuration, with the
+same settings and text. Ours also rounds to nearest to see that a calibration changed something, reads back what it stored, and copies
+the tokenizer. Every build runs in a process of its own, libraries imported before the clock starts; sides take turns. The peak is the
+growth of resident memory over the build.
+
+METHODS names a few ("nf4,awq"), RUNS their number.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from configs.quality import TextSettings
+from configs.weights import WeightSettings
+from tasks.data.text import split_text
+from tasks.serving.memory_peak import MemoryPeak
+from tasks.store.artifact import Artifact
+from tasks.store.store import Store
+from tests.benchmarks.report_file import row, write
+from tests.conftest import DEMO_MODEL
+
+SAMPLES = 32
+G64 = WeightSettings(bits=4, group_size=64, calibration_samples=SAMPLES)
+Build = Callable[[Artifact, WeightSettings, Sequence[str], Path], None]
+
+# OpenVINO: the parent is the f32 export.
+OPENVINO = {
+    "int8 asym": WeightSettings(bits=8, symmetric=False),
+    "int4": G64,
+    "nf4": G64.model_copy(update={"number": "nf4"}),
+    "awq": G64.model_copy(update={"calibration": "awq"}),
+    "scale_estimation": G64.model_copy(update={"calibration": "scale_estimation"}),
+    "awq+scale_estimation": G64.model_copy(update={"calibration": "awq+scale_estimation"}),
+    "lora_correction": G64.model_copy(update={"calibration": "lora_correction"}),
+    "nncf_gptq": G64.model_copy(update={"calibration": "nncf_gptq"}),
+    "int8 static": WeightSettings(bits=8, activations="int8_static", calibration_samples=SAMPLES),
+}
+
+# ONNX Runtime: the parent is the checkpoint, and a build exports first.
+ONNX = {
+    "onnx int8": WeightSettings(bits=8, group_size=64),
+    "onnx int4": G64,
+}
+METHODS = OPENVINO | ONNX
+
+
+def main() -> None:
+    """Measure and write docs/bench/quantize.{json,md}."""
+    names = [name for name in os.environ.get("METHODS", "").split(",") if name] or list(METHODS)
+    runs = int(os.environ.get("RUNS", "3"))
+    with tempfile.TemporaryDirectory() as folder:
+        parents = _parents(Path(folder))
+        rows, ratios = [], {}
+        for name in names:
+            sides = OPENVINO_SIDES if name in OPENVINO else ONNX_SIDES
+            parent = parents["openvino" if name in OPENVINO else "onnxruntime"]
+            figures = _measured(name, list(sides), runs, Path(folder), parent)
+            for side, found in figures.items():
+                rows.append(row(side, name, "s", [each["seconds"] for each in found]))
+                rows.append(row(side, f"{name}, peak", "MiB", [each["peak_mib"] for each in found]))
+            for side in list(sides)[1:]:
+                pairs = zip(figures[side], figures["keiryo"], strict=True)
+                values = sorted(theirs["seconds"] / ours["seconds"] for theirs, ours in pairs)
+                ratios[f"{side} over keiryo, {name}, seconds (pairs: least to largest)"] = {
+                    "median": values[len(values) // 2], "ci_low": values[0], "ci_high": values[-1],
+                }  # fmt: skip
+    print(write("quantize", rows, ratios).read_text(encoding="utf-8"))
+
+
+def _parents(folder: Path) -> dict[str, str]:
+    """Digests of what the builds start from, in a store of its own."""
+    from tasks.compression.build import build_artifact
+    from tasks.models.sources import acquire
+
+    store = Store(folder / "store")
+    checkpoint = acquire(DEMO_MODEL, store)
+    exported = build_artifact(store, checkpoint, "openvino", WeightSettings(), ())
+    return {"openvino": exported.digest, "onnxruntime": checkpoint.digest}
+
+
+def _measured(
+    name: str, sides: list[str], runs: int, folder: Path, parent: str
+) -> dict[str, list[dict[str, float]]]:
+    figures: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    for number in range(runs):
+        for side in sides if number % 2 == 0 else reversed(sides):
+            command = [sys.executable, "-m", "tests.benchmarks.quantize", side, name, str(folder), parent]
+            made = subprocess.run(command, check=True, capture_output=True, text=True)
+            figures[side].append(json.loads(made.stdout.splitlines()[-1]))
+    return figures
+
+
+def _one(side: str, name: str, folder: Path, parent: str) -> dict[str, float]:
+    """Build once in this process."""
+    import nncf
+    import openvino  # noqa: F401
+    import optimum.intel  # noqa: F401
+
+    nncf.set_log_level(40)
+    build = (OPENVINO_SIDES if name in OPENVINO else ONNX_SIDES)[side]
+    artifact = Store(folder / "store").open(parent)
+    texts = [section.text for section in split_text(TextSettings(), 0).calibration][:SAMPLES]
+    with tempfile.TemporaryDirectory(dir=folder) as out, MemoryPeak() as peak:
+        began_s = time.perf_counter()
+        build(artifact, METHODS[name], texts, Path(out))
+        seconds = time.perf_counter() - began_s
+    return {"seconds": seconds, "peak_mib": peak.growth_bytes / 2**20}
+
+
+def _keiryo(ir: Artifact, weights: WeightSettings, texts: Sequence[str], out: Path) -> None:
+    from tasks.compression.openvino import compress_openvino
+
+    compress_openvino(ir, weights, texts, out)
+
+
+def _nncf(ir: Artifact, weights: WeightSettings, texts: Sequence[str], out: Path) -> None:
+    import nncf
+    import openvino as ov
+
+    model = ov.Core().read_model(ir.folder / "openvino_model.xml")
+    parts = weights.calibration.split("+")
+    dataset = nncf.Dataset(_inputs(ir.folder, texts))
+    modes = nncf.CompressWeightsMode
+    if weights.activations == "int8_static":
+        model = nncf.quantize(
+            model, dataset, subset_size=len(texts), model_type=nncf.ModelType.TRANSFORMER,
+            ignored_scope=nncf.IgnoredScope(types=["ScaledDotProductAttention"]),
+        )  # fmt: skip
+    elif weights.bits == 8:
+        model = nncf.compress_weights(model, mode=modes.INT8_SYM if weights.symmetric else modes.INT8_ASYM)
+    else:
+        read = {"dataset": dataset, "subset_size": len(texts)} if weights.calibration != "none" else {}
+        model = nncf.compress_weights(
+            model, mode=modes.NF4 if weights.number == "nf4" else modes.INT4_SYM, group_size=weights.group_size,
+            ratio=1.0, backup_mode=nncf.BackupMode.INT8_SYM, awq="awq" in parts,
+            scale_estimation="scale_estimation" in parts, lora_correction="lora_correction" in parts,
+            gptq=weights.calibration == "nncf_gptq", **read,
+        )  # fmt: skip
+    ov.save_model(model, out / "openvino_model.xml", compress_to_fp16=False)
+
+
+def _optimum(ir: Artifact, weights: WeightSettings, texts: Sequence[str], out: Path) -> None:
+    from optimum.intel import OVModelForCausalLM, OVQuantizationConfig, OVWeightQuantizationConfig
+
+    parts = weights.calibration.split("+")
+    read: dict[str, Any] = {"dataset": list(texts), "tokenizer": str(ir.folder), "num_samples": len(texts)}
+    if weights.activations == "int8_static":
+        scope = {"types": ["ScaledDotProductAttention"]}
+        config: Any = OVQuantizationConfig(bits=8, ignored_scope=scope, **read)
+    else:
+        four: dict[str, Any] = {
+            "group_size": weights.group_size, "ratio": 1.0, "backup_precision": "int8_sym",
+            "dtype": "nf4" if weights.number == "nf4" else "int4", "quant_method": "awq" if "awq" in parts else "default",
+            "scale_estimation": "scale_estimation" in parts, "lora_correction": "lora_correction" in parts,
+            "gptq": weights.calibration == "nncf_gptq",
+        } if weights.bits == 4 else {}  # fmt: skip
+        config = OVWeightQuantizationConfig(
+            bits=weights.bits,
+            sym=weights.symmetric,
+            **four,
+            **(read if weights.calibration != "none" else {}),
+        )
+    model = OVModelForCausalLM.from_pretrained(ir.folder, quantization_config=config, compile=False)
+    model.save_pretrained(out)
+
+
+def _inputs(folder: Path, texts: Sequence[str]) -> list[dict[str, Any]]:
+    import numpy as np
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = [np.array([tokenizer(text)["input_ids"]], np.int64) for text in texts]
+    return [
+        {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(ids.shape[1])[None],
+         "beam_idx": np.zeros(1, np.int32)}
+        for ids in rows
+    ]  # fmt: skip
+
+
+def _keiryo_onnx(checkpoint: Artifact, weights: WeightSettings, texts: Sequence[str], out: Path) -> None:
+    from tasks.compression.onnx import build_onnx
+
+    build_onnx(checkpoint, weights, texts, out)
+
+
+OPENVINO_SIDES: dict[str, Build] = {"keiryo": _keiryo, "nncf by hand": _nncf, "optimum-intel": _optimum}
+ONNX_SIDES: dict[str, Build] = {"keiryo": _keiryo_onnx}  # a library by hand goes beside it
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 5:
+        print(json.dumps(_one(sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4])))
+    else:
+        main()
