@@ -15,7 +15,7 @@ from tasks.engines.protocol import EngineError
 _LAST_BYTES_S = 5  # for clients that read slowly, after the last request has ended
 
 
-class _Server(uvicorn.Server):
+class EndpointServer(uvicorn.Server):
     """uvicorn, but a first signal lets running requests finish while new ones get a 503; a second ends at once."""
 
     def __init__(self, app: FastAPI, endpoint: Endpoint) -> None:
@@ -74,6 +74,6 @@ def run_server(app: FastAPI, endpoint: Endpoint, listening: socket.socket) -> No
         EngineError: the engine died; who started this server should start it again.
     """
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    _Server(app, endpoint).run(sockets=[listening])
+    EndpointServer(app, endpoint).run(sockets=[listening])
     if endpoint.streams.failure is not None:
         raise EngineError(f"the engine stopped while serving: {endpoint.streams.failure}")

@@ -19,10 +19,10 @@ class StopStrings:
     def feed(self, text: str) -> str:
         """The text that no stop string can begin in any more, up to one that was found."""
         self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
+        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:  # the one that is complete first, so that it does not matter how the text was cut
             self.matched = True
-            sure, self._held = self._held[: min(found)], ""
+            sure, self._held = self._held[: min(found)[1]], ""
             return sure
         keep = max((self._overlap(stop) for stop in self._stops), default=0)
         at = len(self._held) - keep
