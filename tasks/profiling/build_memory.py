@@ -5,13 +5,15 @@ them; and needs a working copy of some. Which, depends on the library:
 
     OpenVINO export     traces the checkpoint: the weights stay in the mapped file, the traced graph grows with the layers
     OpenVINO statistics (calibrated formats) runs the exported model: the mapped file, the plugin's packed copy of it, its table in f32
+    GPTQ importance     (either engine) the checkpoint, its linear layers in bf16, and what a backward pass over four texts keeps
+    GPTQ grids          the checkpoint, its changed layers (a written page of a mapped file is a copy), a byte a rounded weight
     OpenVINO compress   the mapped file and the compressed weights; calibrated formats once more, rounded to nearest, to compare
     ONNX export         the mapped checkpoint, and the output head transposed
     ONNX rounding       the mapped f32 graph, the rounded weights, and an f32 copy of the largest matrix
 
 Figures are growth over a process that has the libraries imported; `LIBRARIES_BYTES` is what those take. Constants of the
 libraries were measured once, each build in a process of its own, on two shapes: 30 layers of 576 with a tied table of 49,152 rows,
-and 8 layers of 1,024 with the same table untied (docs/log.md has the table).
+and 8 layers of 1,024 with the same table untied (docs/log.md has the table). The two of GPTQ are counted, not measured yet.
 """
 
 from collections.abc import Sequence
@@ -40,11 +42,13 @@ _COMPRESSING_BYTES = 98 * _MIB  # NNCF's graph and the plugin that folds constan
 _CALIBRATING_BYTES = 95 * _MIB  # tokenizer and dataset, over compressing
 _ONNX_EXPORTING_BYTES = 115 * _MIB
 _ONNX_ROUNDING_BYTES = 25 * _MIB
+_TORCH_BYTES = 100 * _MIB
+_BACKWARD_TEXTS = 4
 
 MAX_CALIBRATION_TOKENS = 256  # of each calibration text that is fed
 _CHARACTERS_A_TOKEN = 4  # of English prose
 
-PhaseName = Literal["export", "statistics", "compress", "round"]
+PhaseName = Literal["export", "statistics", "importance", "grids", "compress", "round"]
 
 
 class BuildPhase(Record):
@@ -92,12 +96,19 @@ def build_phases(
             return (_traced(architecture),)
         case "openvino":
             compress = _compressed(architecture, weights)
+            if weights.calibration == "gptq":
+                return (*_gptq(architecture, calibration_tokens), compress)
             if not _calibrates(weights):
                 return (compress,)
             return (_statistics(architecture, calibration_tokens), compress)
         case "onnxruntime":
+            before = _gptq(architecture, calibration_tokens) if weights.calibration == "gptq" else ()
             export = _exported(architecture)
-            return (export,) if weights.bits == 32 else (export, _rounded(architecture, weights))
+            return (
+                (*before, export)
+                if weights.bits == 32
+                else (*before, export, _rounded(architecture, weights))
+            )
         case _:
             return ()
 
@@ -155,9 +166,36 @@ def _statistics(architecture: Architecture, tokens: int) -> BuildPhase:
     )
 
 
+def _gptq(architecture: Architecture, tokens: int) -> tuple[BuildPhase, BuildPhase]:
+    """A backward pass keeps a layer's inputs and products in bf16, and the logits four times in f32."""
+    stored = weight_bytes(architecture, WeightSettings(), "transformers")
+    converted = 0 if architecture.dtype == "F32" else 4 * architecture.parameters
+    linear = sum(matrix.elements for matrix in linear_matrices(architecture))
+    kept = architecture.layers * (8 * architecture.hidden + 4 * architecture.intermediate)
+    texts = _BACKWARD_TEXTS * tokens
+    return (
+        _phase(
+            "importance",
+            source=stored,
+            copies=converted + 2 * linear,
+            activations=texts * (2 * kept + 4 * 4 * architecture.vocabulary),
+            runtime=_TORCH_BYTES,
+        ),
+        _phase(
+            "grids",
+            source=stored,
+            copies=converted or 4 * linear,
+            result=linear,
+            activations=2 * 4 * texts * architecture.hidden,
+            runtime=_TORCH_BYTES,
+        ),
+    )
+
+
 def _compressed(architecture: Architecture, weights: WeightSettings) -> BuildPhase:
     result = weight_bytes(architecture, weights, "openvino")
-    times = 2 if weights.calibration != "none" else 1  # compared with the same format rounded to nearest
+    # What NNCF calibrated is compared with the same format rounded to nearest.
+    times = 2 if weights.calibration not in ("none", "gptq") else 1
     return _phase(
         "compress",
         source=times * 4 * architecture.parameters,

@@ -74,3 +74,15 @@ def test_longer_calibration_texts_need_more_up_to_what_is_fed():
     assert text_tokens(["x" * 100, "y" * 400]) == 100
     assert text_tokens(["z" * 100_000]) == 256
     assert text_tokens([]) == 0
+
+
+@pytest.mark.parametrize("engine", SERVED)
+def test_gptq_changes_the_layers_it_has_rounded_and_keeps_a_byte_a_weight(engine):
+    weights = WeightSettings(bits=4, group_size=64, calibration="gptq")
+    phases = {phase.name: phase for phase in build_phases(DEEP, engine, weights)}
+    linear = 106_168_320
+    assert (phases["grids"].copies_bytes, phases["grids"].result_bytes) == (4 * linear, linear)
+    assert phases["importance"].copies_bytes == 2 * linear
+    assert "statistics" not in phases
+    half = build_phases(DEEP.model_copy(update={"dtype": "BF16"}), engine, weights)[1]
+    assert half.copies_bytes == 4 * DEEP.parameters  # converted already: changed in place
