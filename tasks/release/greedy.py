@@ -1,5 +1,8 @@
 """A few greedy continuations of the search text, remembered with the candidate: what two engines say when they are left alone."""
 
+from functools import cache
+from pathlib import Path
+
 from tasks.engines.protocol import Engine, GenerationRequest
 from tasks.quality.tokenizer import TextTokenizer
 from tasks.release.candidate import Candidate
@@ -52,8 +55,15 @@ def _equal_tokens(first: tuple[int, ...], second: tuple[int, ...]) -> int:
 
 
 def _prompts(workspace: Workspace) -> tuple[tuple[int, ...], ...]:
-    tokenizer = TextTokenizer(workspace.source.folder)
-    texts = [section.text for section in workspace.splits.search[:PROMPTS]]
+    return _begun(
+        workspace.source.folder, tuple(section.text for section in workspace.splits.search[:PROMPTS])
+    )
+
+
+@cache
+def _begun(folder: Path, texts: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+    """The first tokens of each text; reading a tokenizer takes half a second."""
+    tokenizer = TextTokenizer(folder)
     return tuple(tuple(tokenizer.encode(t, add_special_tokens=False)[:PROMPT_TOKENS]) for t in texts)
 
 
