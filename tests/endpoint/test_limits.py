@@ -1,6 +1,5 @@
 """A full queue, a client that hangs up, the time limit, a dead engine and an orderly stop; the test moves the engine's clock."""
 
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -139,16 +138,3 @@ def test_what_outlasts_the_grace_is_told_so(serving: Serving) -> None:
             list(stream)
         served.thread.join(LONG_S)
         assert not served.thread.is_alive()
-
-
-def test_many_clients_at_once_get_each_their_own(serving: Serving) -> None:
-    texts = [f"{number} of many: {'é軽' * (number % 7)}" for number in range(60)]
-    start = threading.Barrier(len(texts))
-    with serving(slots=8) as served, ThreadPoolExecutor(len(texts)) as pool:
-
-        def one(text: str) -> str:
-            start.wait(LONG_S)
-            return ask(served, text)
-
-        assert list(pool.map(one, texts)) == texts
-        assert served.endpoint.admission.inside == 0

@@ -37,6 +37,8 @@ from tasks.store.store import Store
 MODEL = "tiny-llama"
 REQUESTS = 200
 NEW_TOKENS = 12
+ENDLESS_TOKENS = 20_000  # nobody waits for these: only a request that is given up ends before
+CONTEXT_TOKENS = 30_000
 SURE_LOGITS = (
     1e-3  # a batch rounds otherwise than one request alone; a token that leads by more stays the first
 )
@@ -73,6 +75,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     def build(out: Path) -> None:
         export_openvino(checkpoint, out)
         (out / "chat_template.jinja").write_text(TEMPLATE)
+        config = json.loads((out / "config.json").read_text()) | {"max_position_embeddings": CONTEXT_TOKENS}
+        (out / "config.json").write_text(json.dumps(config))
 
     artifact = Store(folder / "home").seal(build, kind="openvino")
     made = Home(folder, artifact)
@@ -137,7 +141,16 @@ class Running:
 @pytest.fixture
 def running(home: Home) -> Iterator[Running]:
     code = "from flows.cli import main; main()"
-    command = [sys.executable, "-c", code, "serve", MODEL, "port=0", "limits.new_tokens=200", "--json"]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "serve",
+        MODEL,
+        "port=0",
+        f"limits.new_tokens={ENDLESS_TOKENS}",
+        "--json",
+    ]
     with subprocess.Popen(
         command, cwd=PROJECT_ROOT, env=home.environment, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -187,7 +200,7 @@ def the_answers_of_the_engine(running: Running, expected: Expected) -> None:
     with pytest.raises(openai.NotFoundError):
         client.completions.create(model="other", prompt=prompt)
     with pytest.raises(openai.BadRequestError) as too_long:
-        client.completions.create(model=MODEL, prompt="x" * 300)
+        client.completions.create(model=MODEL, prompt="x" * 3000)
     assert too_long.value.code == "context_length_exceeded"
 
 
@@ -214,13 +227,13 @@ def two_hundred_at_once(running: Running, expected: Expected) -> None:
 def a_hang_up_frees_its_slot(running: Running) -> None:
     before = metric(running, "keiryo_generated_tokens_total")
     stream = running.client.completions.create(
-        model=MODEL, prompt="the", max_tokens=200, stream=True, extra_body={"ignore_eos": True}
+        model=MODEL, prompt="the", max_tokens=ENDLESS_TOKENS, stream=True, extra_body={"ignore_eos": True}
     )
     next(iter(stream))
     stream.close()
     until(lambda: metric(running, "keiryo_requests_running") == 0)
     until(lambda: metric(running, 'keiryo_requests_total{route="/v1/completions",status="499"}') == 1)
-    assert metric(running, "keiryo_generated_tokens_total") - before < 200
+    assert metric(running, "keiryo_generated_tokens_total") - before < ENDLESS_TOKENS
 
 
 def draws_are_repeatable(running: Running) -> None:
@@ -239,7 +252,7 @@ def sigterm_finishes_what_runs(running: Running, expected: Expected) -> None:
     stream = running.client.completions.create(
         model=MODEL,
         prompt="the",
-        max_tokens=200,
+        max_tokens=400,
         stream=True,
         stream_options={"include_usage": True},
         extra_body={"ignore_eos": True},
@@ -249,7 +262,7 @@ def sigterm_finishes_what_runs(running: Running, expected: Expected) -> None:
     running.process.send_signal(signal.SIGTERM)
     *_, last = events
     assert last.usage is not None
-    assert last.usage.completion_tokens == 200
+    assert last.usage.completion_tokens == 400
     assert running.process.wait(LONG_S) == 0
     with pytest.raises(openai.APIConnectionError):
         running.client.completions.create(model=MODEL, prompt=expected.prompts[0])
@@ -276,11 +289,13 @@ def test_a_damaged_artifact_is_not_served(
 
 def test_an_engine_that_dies_is_noticed(home: Home) -> None:
     link = EngineProcess(home.artifact, ENGINE, sequence_tokens=10**6)
-    assert link.opened.sequence_tokens == 256  # the model's own
+    assert link.opened.sequence_tokens == CONTEXT_TOKENS  # the model's own
     made: list[Progress] = []
     died: list[str] = []
     link.start(made.extend, died.append)
-    link.send(Submit(3, StreamRequest(GenerationRequest((5, 6, 7), 200, ignore_eos=True), Sampling())))
+    link.send(
+        Submit(3, StreamRequest(GenerationRequest((5, 6, 7), ENDLESS_TOKENS, ignore_eos=True), Sampling()))
+    )
     until(lambda: bool(made))
     assert made[0].request_id == 3
     assert link._process.pid is not None

@@ -22,7 +22,7 @@ def text(parrot_folder: Path) -> TextTokenizer:
     return TextTokenizer(parrot_folder)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(said=st.text(max_size=30), cuts=st.lists(st.integers(1, 5), min_size=1))
 def test_pieces_join_to_the_text_and_no_character_is_split(
     text: TextTokenizer, said: str, cuts: list[int]
@@ -39,7 +39,7 @@ def test_pieces_join_to_the_text_and_no_character_is_split(
     assert "".join(pieces) + detokenizer.flush() == text.decode(ids)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(ids=st.lists(st.integers(0, 257), max_size=30))
 def test_bytes_that_are_no_text_are_not_lost(text: TextTokenizer, ids: list[int]) -> None:
     detokenizer = Detokenizer(text.decode)
@@ -47,7 +47,7 @@ def test_bytes_that_are_no_text_are_not_lost(text: TextTokenizer, ids: list[int]
     assert "".join(pieces) + detokenizer.flush() == text.decode(ids)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(
     said=st.text("ab ", max_size=20),
     stops=st.lists(st.text("ab ", min_size=1, max_size=4), min_size=1, max_size=4),
