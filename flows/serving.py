@@ -41,8 +41,8 @@ class Serving(Record):
     def line(self) -> str:
         """One line for people."""
         return (
-            f"{self.url} serves {self.model}/{self.version} ({self.artifact[:12]}) on {self.engine}: {self.slots} requests at "
-            f"once, {self.sequence_tokens} tokens each; Ctrl-C or SIGTERM finishes what runs"
+            f"{self.url} serves {self.model}/{self.version} ({self.artifact[:12]}) on {self.engine}; requests at once: "
+            f"{self.slots}, tokens of each, prompt included: {self.sequence_tokens}; Ctrl-C or SIGTERM finishes what runs"
         )
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Header
@@ -134,16 +134,11 @@ async def _chained(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
 def build_app(endpoint: Endpoint, api_key: str | None) -> FastAPI:
     """The routes. Those under /v1 want the key where there is one."""
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        endpoint.streams.start()
-        yield
-
     def key(authorization: Annotated[str | None, Header()] = None) -> None:
         check_key(authorization, api_key)
 
     # No pages of documentation: they would load their scripts from elsewhere.
-    app = FastAPI(lifespan=lifespan, openapi_url=None)
+    app = FastAPI(openapi_url=None)
     app.include_router(_openai_routes(endpoint, key))
 
     @app.get("/health")

@@ -24,6 +24,7 @@ class EndpointServer(uvicorn.Server):
             log_level="warning",
             access_log=False,
             server_header=False,
+            lifespan="off",
             timeout_graceful_shutdown=_LAST_BYTES_S,
         )
         super().__init__(config)
@@ -31,6 +32,8 @@ class EndpointServer(uvicorn.Server):
         self._stopping: asyncio.Task[None] | None = None
 
     async def main_loop(self) -> None:
+        """Serve, from the first request to the last."""
+        self._endpoint.streams.start()
         watch = asyncio.create_task(self._end_with_the_engine())
         await super().main_loop()
         watch.cancel()
