@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
-from configs.load import ConfigError
 from configs.serve import ServeSettings, serve_settings
 from flows.offline import prepare_environment
 from tasks.release.history import ReleaseVersion
@@ -51,7 +50,7 @@ def serve(model: str, overrides: Sequence[str], announce: Callable[[Serving], No
 
     Raises:
         ConfigError: a setting, the address, the key file, or vLLM is missing.
-        UnknownRelease: the model has no champion.
+        UnknownRelease: the model is not registered, or has no champion.
         StoreError: the champion's artifact is missing or damaged.
         EngineError: the engine does not work here, or died.
     """
@@ -67,25 +66,29 @@ def serve(model: str, overrides: Sequence[str], announce: Callable[[Serving], No
     _serve_here(settings, champion, artifact, key, announce)
 
 
-def find_champion(model: str) -> ReleaseVersion | None:
-    """The champion; None where there is none. Imports mlflow."""
+def find_champion(model: str) -> ReleaseVersion:
+    """The champion of a model. Imports mlflow.
+
+    Raises:
+        UnknownRelease: there is no such model, or it has no champion.
+    """
     from tasks.tracking import registry
     from tasks.tracking.store import open_tracking
 
     tracking = open_tracking()
-    registry.find_version(
-        tracking, model, max((v.version for v in registry.versions(tracking, model)), default=0)
-    )
-    return registry.champion(tracking, model)
+    known = registry.versions(tracking, model)
+    if not known:
+        return registry.find_version(tracking, model, 0)  # says which models there are
+    champion = registry.champion(tracking, model)
+    if champion is None:
+        raise registry.UnknownRelease(f"{model} has no champion; `keiryo promote {model}/VERSION` makes one")
+    return champion
 
 
 def _champion(model: str) -> ReleaseVersion:
     """Look it up in a process of its own: a server need not hold the 170 MiB of mlflow."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        champion = process.submit(find_champion, model).result()
-    if champion is None:
-        raise ConfigError(f"{model} has no champion; `keiryo promote {model}/VERSION` makes one")
-    return champion
+        return process.submit(find_champion, model).result()
 
 
 def _serve_here(
