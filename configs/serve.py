@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,14 @@ class ServeSettings(Section):
         "vllm", min_length=1, description="engine: vllm only: its command, or the path of it"
     )
     limits: ServeLimits = ServeLimits()
+
+    @property
+    def only_this_machine(self) -> bool:
+        """Whether nobody else can connect."""
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
 
 def serve_settings(overrides: Sequence[str]) -> ServeSettings:

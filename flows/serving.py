@@ -2,10 +2,11 @@
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
-from configs.serve import ServeSettings, serve_settings
+from configs.serve import API_KEY_VARIABLE, ServeSettings, serve_settings
 from flows.offline import prepare_environment
 from tasks.release.history import ReleaseVersion
 from tasks.store.artifact import Artifact
@@ -58,6 +59,9 @@ def serve(model: str, overrides: Sequence[str], announce: Callable[[Serving], No
 
     settings = serve_settings(overrides)
     key = read_api_key(settings.api_key_file, os.environ)
+    if key is None and not settings.only_this_machine:
+        warning = f"keiryo: host = {settings.host} is open to other machines, and no API key is set ({API_KEY_VARIABLE})"
+        print(warning, file=sys.stderr, flush=True)
     prepare_environment(store_home(), hub=False, threads=1)
     champion = _champion(model)
     artifact = Store(store_home()).open(champion.candidate.artifact)

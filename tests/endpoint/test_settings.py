@@ -10,6 +10,7 @@ import pytest
 from configs.engine import EngineSettings, SchedulerSettings
 from configs.load import ConfigError
 from configs.serve import API_KEY_VARIABLE, ServeSettings, serve_settings
+from flows import serving
 from tasks.endpoint.api_key import read_api_key
 from tasks.endpoint.server import listen
 from tasks.endpoint.vllm import vllm_command
@@ -47,6 +48,31 @@ def test_the_key_comes_from_the_environment_or_a_file(tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text("def\n")
     assert read_api_key(file, {API_KEY_VARIABLE: "abc"}) == "def"
+
+
+@pytest.mark.parametrize(
+    ("host", "alone"),
+    [
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("box", False),
+    ],
+)
+def test_an_open_door_without_a_key_is_said(
+    host: str, alone: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_champion(model: str) -> None:
+        raise LookupError(model)
+
+    monkeypatch.setattr(serving, "_champion", no_champion)
+    monkeypatch.setattr(serving, "prepare_environment", lambda *_, **__: None)
+    monkeypatch.delenv(API_KEY_VARIABLE, raising=False)
+    with pytest.raises(LookupError):
+        serving.serve("m", [f"host={host}" if host != "::" else "host='::'"], lambda _: None)
+    assert ("no API key" in capsys.readouterr().err) == (not alone)
 
 
 @pytest.mark.parametrize("content", ["", "\n", "a b", "a\nb\n", "schlüssel"])
