@@ -47,6 +47,11 @@ class EngineSettings(Section):
     threads: int = Field(2, ge=1, description="compute threads")
     scheduler: SchedulerSettings = Field(SchedulerSettings(), description="batching of concurrent requests")
 
+    @property
+    def has_integer_cache(self) -> bool:
+        """Whether keys and values are rounded to integers."""
+        return self.kv_cache in ("u8", "u4")
+
     @model_validator(mode="after")
     def _possible(self) -> "EngineSettings":
         if not self.use_kv_cache and self.engine != "transformers":
@@ -57,9 +62,10 @@ class EngineSettings(Section):
             )
         if self.activation_group and self.engine != "openvino":
             raise ValueError("activation_group exists for engine: openvino only; set it to 0")
-        if self.kv_cache in ("u8", "u4") and self.engine not in ("openvino",):
+        if self.has_integer_cache and self.engine not in ("openvino", "onnxruntime"):
             raise ValueError(
-                f"kv_cache: {self.kv_cache} is not offered by engine: {self.engine}; use openvino, or kv_cache: {self.compute}"
+                f"kv_cache: {self.kv_cache} is not offered by engine: {self.engine}; use openvino or onnxruntime, or "
+                f"kv_cache: {self.compute}"
             )
         if self.engine == "openvino" and self.compute == "bf16" and self.kv_cache == "f32":
             raise ValueError("kv_cache: f32 is refused by OpenVINO with compute: bf16; use bf16 or u8")

@@ -50,7 +50,7 @@ class TaskSettings(Section):
         return names
 
     items: int = Field(
-        600,
+        1500,
         ge=1,
         description="items a task may draw in all, over every look; a task with fewer ends with all it has",
     )

@@ -75,6 +75,9 @@ class QuantizeSettings(Section):
 
     candidates: tuple[WeightCandidate, ...] = Field(min_length=1)
     scheduler: SchedulerSettings = SchedulerSettings()
+    budget_minutes: float | None = Field(
+        None, gt=0, description="no further candidate is begun after this time; null: all are tried"
+    )
     max_build_mib: float | None = Field(
         None, gt=0, description="memory that a build may take, MiB; null: what the machine has left"
     )

@@ -22,6 +22,8 @@ QUIET = {
     # The command line prints what ends a flow itself: one line for what is expected, the traceback for a defect.
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    "NNCF_CI": "1",  # NNCF's way to leave its telemetry off
+    "CI": "true",  # openvino_telemetry's, which the exporter of OpenVINO calls
     "MPLBACKEND": "Agg",
 }
 

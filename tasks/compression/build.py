@@ -25,6 +25,8 @@ def build_artifact(
     engine: EngineName,
     weights: WeightSettings,
     calibration: Sequence[str],
+    *,
+    integer_cache: bool = False,
 ) -> Artifact:
     """The artifact of a checkpoint for an engine in a weight format; a second call returns the first one's.
 
@@ -34,6 +36,7 @@ def build_artifact(
         engine: transformers serves the checkpoint itself, and only unquantized.
         weights: the format, its budgets resolved (`resolve_weights`).
         calibration: texts, used by formats that calibrate.
+        integer_cache: keys and values will be rounded; ONNX Runtime's kernels need their ranges on the calibration text.
 
     Raises:
         CompressionError: the format is impossible for this model or engine, or changed nothing.
@@ -52,8 +55,10 @@ def build_artifact(
             return _once(store, exported, "openvino", weights, calibration, build, grids)
         case "onnxruntime":
             grids = _grids(store, checkpoint, engine, weights, calibration)
-            build = _onnx(checkpoint, weights, calibration, grids)
-            return _once(store, checkpoint, "onnxruntime", weights, calibration, build, grids)
+            # Ranges and static scales are all that this path reads of the text itself.
+            texts = calibration if integer_cache or weights.activations == "int8_static" else ()
+            build = _onnx(checkpoint, weights, texts, grids)
+            return _once(store, checkpoint, "onnxruntime", weights, texts, build, grids)
         case _:
             raise CompressionError(
                 f"engine {engine} serves no {weights.label} weights made here; use openvino or onnxruntime"
@@ -166,8 +171,8 @@ def _once(
     build: Callable[[Path], None],
     grids: Artifact | None = None,
 ) -> Artifact:
-    calibrates = weights.calibration != "none" or weights.activations == "int8_static"
-    data = {"calibration": digest_of(list(calibration))} if calibrates else {}
+    reads = kind == "onnxruntime" or weights.calibration != "none" or weights.activations == "int8_static"
+    data = {"calibration": digest_of(list(calibration))} if reads and calibration else {}
     if grids is not None:
         data["grids"] = grids.digest
     recipe = {"engine": kind, "weights": weights.model_dump(mode="json")}
@@ -210,7 +215,6 @@ def _onnx(
         from tasks.compression.onnx import build_onnx
 
         found = None if grids is None else load_grids(grids.folder)
-        texts = calibration if weights.activations == "int8_static" else ()
-        build_onnx(checkpoint, weights, texts, out, found)
+        build_onnx(checkpoint, weights, calibration, out, found)
 
     return build

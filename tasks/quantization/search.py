@@ -1,16 +1,22 @@
-"""The quantize stage: every declared weight format and KV-cache type, measured and screened; the best one judged.
+"""The quantize stage: every declared weight format and KV-cache type screened, the survivors measured, the best one judged.
 
 Screening uses the search split, the verdict the gate split, once: the best of twenty would otherwise be flattered by the choice
 (winner's curse). A candidate that cannot be built or run is recorded with its reason and does not end the search.
 """
 
 import logging
+import time
 
 from configs.engine import EngineSettings
 from configs.schema import QuantizeSettings, WeightCandidate
+from tasks.compression.build_cost import build_cost, build_metrics
 from tasks.compression.error import CompressionError
 from tasks.engines.protocol import EngineError
 from tasks.quality.quality_error import QualityError
+from tasks.quantization.parity import check_export
+from tasks.quantization.preflight import refusals
+from tasks.quantization.reload import check_reloads
+from tasks.quantization.survivors import surviving, why_dropped
 from tasks.release.candidate import Candidate, Measurement
 from tasks.release.decision import choose, missed_goals
 from tasks.release.judging import judge_candidate, screen_candidate
@@ -20,6 +26,8 @@ from tasks.release.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
+_FAILURES = (CompressionError, EngineError, QualityError, MemoryError)
+
 
 def quantize(workspace: Workspace, settings: QuantizeSettings, baseline: Measurement) -> StageResult:
     """Try every candidate, judge the best.
@@ -27,14 +35,10 @@ def quantize(workspace: Workspace, settings: QuantizeSettings, baseline: Measure
     Raises:
         EngineError, QualityError, StoreError: the source could not be scored, or the verdict could not be reached.
     """
-    results = tuple(
-        _try(workspace, declared, engine)
-        for declared in settings.candidates
-        for engine in _engines(workspace, declared, settings)
-    )
+    results = _search(workspace, settings)
     chosen = choose(results, workspace.config.goals, workspace.config.quality.margins, baseline)
     if chosen is None or chosen.candidate is None:
-        reasons = "; ".join(f"{result.name}: {result.error}" for result in results)
+        reasons = "; ".join(f"{result.name}: {result.error or result.dropped}" for result in results)
         return StageResult(
             stage="quantize",
             verdict="ERROR",
@@ -62,6 +66,48 @@ def quantize(workspace: Workspace, settings: QuantizeSettings, baseline: Measure
     )
 
 
+def _search(workspace: Workspace, settings: QuantizeSettings) -> tuple[CandidateResult, ...]:
+    """Every declared candidate: screened and reloaded, and measured where it survives."""
+    screened = _screen_all(workspace, settings)
+    sound = [each.candidate for each in screened if each.candidate is not None and each.screen]
+    failed = check_reloads(workspace, sound)
+    margins, adapt = workspace.config.quality.margins, workspace.config.adapt
+    # Recovery starts from what is small and fast but not good enough: it needs those measured, too.
+    recovers = adapt is not None and adapt.recovery is not None
+    results = [
+        each
+        if each.candidate is None or each.candidate.artifact not in failed
+        else each.model_copy(update={"error": failed[each.candidate.artifact]})
+        for each in screened
+    ]
+    kept = {each.name for each in results} if recovers else surviving(results, margins)
+    return tuple(
+        each
+        if each.error is not None or each.dropped is not None
+        else _measure(workspace, each)
+        if each.name in kept
+        else each.model_copy(update={"dropped": why_dropped(each, margins)})
+        for each in results
+    )
+
+
+def _screen_all(workspace: Workspace, settings: QuantizeSettings) -> list[CandidateResult]:
+    began_s, minutes = time.monotonic(), settings.budget_minutes
+    refused = refusals(workspace)
+    screened: list[CandidateResult] = []
+    for declared in settings.candidates:
+        for engine in _engines(workspace, declared, settings):
+            name = _name(declared, engine)
+            reason = refused.get(name)
+            if minutes is not None and screened and time.monotonic() - began_s > 60 * minutes:
+                reason = f"not tried: quantize.budget_minutes ({minutes:g}) was spent"
+            if reason is not None:
+                screened.append(CandidateResult(name=name, candidate=None, measurement=None, dropped=reason))
+            else:
+                screened.append(_screen(workspace, declared, engine))
+    return screened
+
+
 def _engines(
     workspace: Workspace, declared: WeightCandidate, settings: QuantizeSettings
 ) -> tuple[EngineSettings, ...]:
@@ -78,15 +124,39 @@ def _engines(
     )
 
 
-def _try(workspace: Workspace, declared: WeightCandidate, engine: EngineSettings) -> CandidateResult:
-    name = f"{engine.engine} {declared.weights.label}, {engine.kv_cache} cache"
+def _screen(workspace: Workspace, declared: WeightCandidate, engine: EngineSettings) -> CandidateResult:
+    name = _name(declared, engine)
     candidate: Candidate | None = None
     try:
         candidate = make_candidate(workspace, workspace.source, engine, declared.weights)
-        measurement = measure_candidate(workspace, candidate)
         screen = screen_candidate(workspace, candidate)
-    except (CompressionError, EngineError, QualityError, MemoryError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        logger.warning("%s failed: %s", name, reason)
-        return CandidateResult(name=name, candidate=candidate, measurement=None, error=reason)
-    return CandidateResult(name=name, candidate=candidate, measurement=measurement, screen=screen)
+    except _FAILURES as error:
+        return _failed(CandidateResult(name=name, candidate=candidate, measurement=None), error)
+    return CandidateResult(
+        name=candidate.name,
+        candidate=candidate,
+        measurement=None,
+        screen=screen,
+        metrics=build_metrics(build_cost(workspace.store, candidate.artifact)),
+    )
+
+
+def _measure(workspace: Workspace, result: CandidateResult) -> CandidateResult:
+    if result.candidate is None:
+        raise ValueError(f"{result.name} was never built")
+    try:
+        measured = measure_candidate(workspace, result.candidate)
+        parity = check_export(workspace, result.candidate)
+    except _FAILURES as error:
+        return _failed(result, error)
+    return result.model_copy(update={"measurement": measured, "metrics": result.metrics | parity.metrics})
+
+
+def _failed(result: CandidateResult, error: BaseException) -> CandidateResult:
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    logger.warning("%s failed: %s", result.name, reason)
+    return result.model_copy(update={"error": reason})
+
+
+def _name(declared: WeightCandidate, engine: EngineSettings) -> str:
+    return f"{engine.engine} {declared.weights.label}, {engine.kv_cache} cache"

@@ -43,7 +43,7 @@ def make_candidate(
     calibration = [section.text for section in workspace.splits.calibration]
     weights = resolve_weights(workspace.store, checkpoint, engine.engine, weights, calibration)
     what = (workspace.store, checkpoint, engine.engine, weights, calibration)
-    artifact = measured_build(*what, lambda: build_artifact(*what))
+    artifact = measured_build(*what, lambda: build_artifact(*what, integer_cache=engine.has_integer_cache))
     name = f"{engine.engine} {weights.label}, {engine.kv_cache} cache{note}"
     return Candidate(
         name=name, artifact=artifact.digest, engine=engine, weights=weights.label, format=weights

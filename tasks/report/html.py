@@ -175,6 +175,7 @@ def _candidate_rows(result: StageResult) -> tuple[str, list[dict[str, str]]]:
                 "throughput": f"{measured.performance.throughput_tokens_per_s:.1f}" if measured else _NONE,
                 "screen": ", ".join(f"{name} {value:.4g}" for name, value in each.screen.items()),
                 "error": each.error or "",
+                "dropped": each.dropped or "",
             }
         )
     return result.stage, rows

@@ -228,6 +228,8 @@ def _log_candidate(
         params = [Param(name, value) for name, value in flatten(settings).items()]
     if result.error is not None:
         tags |= {"keiryo.verdict": "ERROR", "mlflow.note.content": f"**ERROR**: {result.error}"}
+    elif result.dropped is not None:
+        tags["mlflow.note.content"] = result.dropped
     elif proposed:
         tags["keiryo.verdict"] = stage.verdict
     run = tracking.client.create_run(experiment, tags=tags, run_name=result.name)

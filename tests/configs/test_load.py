@@ -66,7 +66,10 @@ def test_threads_reach_every_engine():
         ("requests.min_new_tokens=64", "max_new_tokens must not be below min_new_tokens"),
         ("quality.margins.kl_nats=.nan", "kl_nats"),
         ("name", "path=value"),
-        ("quantize.candidates.2.weights={bits: 8, calibration: awq}", "act on bits: 4 only"),
+        ("quantize.candidates.2.weights={bits: 8, calibration: awq}", "acts on bits: 4 only"),
+        ("quantize.candidates.2.weights={bits: 8, int8_ratio: 0.2}", "act on bits: 4 only"),
+        ("quantize.candidates.2.weights={bits: 4, max_bytes_fraction: 0.2}", "calibration: gptq"),
+        ("quantize.candidates.2.weights={bits: 4, activations: int8_static}", "goes with bits: 8"),
     ],
 )
 def test_a_bad_setting_is_one_line_that_names_it(override, said):

@@ -64,7 +64,7 @@ class World:
         state = rollout_module.rollout.fn(str(recipe), [])
         return RolloutSummary.model_validate(state.data)
 
-    def build(self, store, checkpoint, engine, weights, calibration):
+    def build(self, store, checkpoint, engine, weights, calibration, *, integer_cache=False):
         """A sealed folder that says how good the fake engine is that will open it."""
         if engine == "transformers":
             return checkpoint
@@ -108,6 +108,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     import tasks.adaptation.adapt as adapt
     import tasks.distillation.stage as distillation
     import tasks.profiling.profile as profiling
+    import tasks.quantization.search as search
 
     monkeypatch.setenv("KEIRYO_HOME", str(tmp_path / "store"))
     monkeypatch.setenv("KEIRYO_MLFLOW", str(tmp_path / "mlflow"))
@@ -117,6 +118,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(measuring, "import_engine", lambda engine: None)
     monkeypatch.setattr(measuring, "build_artifact", made.build)
     monkeypatch.setattr(measuring, "measured_build", lambda *what: what[-1]())
+    # A fresh process would know nothing of the fakes; tests/quantization reloads real artifacts.
+    monkeypatch.setattr(search, "check_reloads", lambda workspace, candidates: {})
     monkeypatch.setattr(adapt, "trained", made.train)
     monkeypatch.setattr(adapt, "merge_adapter", made.merge)
     monkeypatch.setattr(distillation, "trained", made.train)
