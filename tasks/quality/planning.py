@@ -79,7 +79,7 @@ def plan_items(
     power: float,
     discordance: float,
     tasks: Sequence[str],
-    items: int,
+    items: int | Mapping[str, int],
     sections: int,
     sequential: SequentialSettings = ONE_LOOK,
     design_effect: float = 1.0,
@@ -95,7 +95,7 @@ def plan_items(
         power: wanted chance that an equal candidate passes on all metrics.
         discordance: expected share of items whose answer changes.
         tasks: names of the accuracy tasks.
-        items: items a task that may be drawn in all.
+        items: items that may be drawn in all, of every task or by the task's name.
         sections: sections of text.
         sequential: the looks at a task's items; one look by default.
         design_effect: variance of clustered over independent items; 1 where items share nothing.
@@ -124,12 +124,14 @@ def plan_items(
     if points is not None and tasks:
         share = _task_share(power, math.prod(plan.power for plan in plans), len(tasks))
         aim = Aim(margin=points, discordance=discordance, power=share, design_effect=design_effect)
-        drawn = plan_performance(
-            plan_looks(items, level, sequential, aim), points, discordance, design_effect
-        )
-        each = _plan("accuracy", points, items, accuracy, level, power, joint)
-        each = each.model_copy(update={"power": drawn.power, "expected": drawn.expected})
-        plans += [each.model_copy(update={"task": task}) for task in tasks]
+        sizes = dict.fromkeys(tasks, items) if isinstance(items, int) else items
+        planned: dict[int, MetricPlan] = {}  # tasks of one size share a plan, which takes a second
+        for size in {sizes[task] for task in tasks}:
+            looks = plan_looks(size, level, sequential, aim)
+            drawn = plan_performance(looks, points, discordance, design_effect)
+            each = _plan("accuracy", points, size, accuracy, level, power, joint)
+            planned[size] = each.model_copy(update={"power": drawn.power, "expected": drawn.expected})
+        plans += [planned[sizes[task]].model_copy(update={"task": task}) for task in tasks]
     return tuple(plans)
 
 

@@ -84,16 +84,14 @@ def plan_quality(config: Config, sizes: Mapping[str, int] | None = None) -> tupl
         sizes: items that each task really has, at most the configured ones; None: before the tasks are read.
     """
     quality = config.quality
-    names = tuple(sizes) if sizes else quality.tasks.names
-    items = min(sizes.values()) if sizes else quality.tasks.items
     return plan_items(
         quality.margins,
         alpha=quality.alpha,
         tries=quality.tries,
         power=quality.power,
         discordance=quality.discordance,
-        tasks=names,
-        items=items,
+        tasks=tuple(sizes or quality.tasks.names),
+        items=sizes or quality.tasks.items,
         sections=quality.text.gate_sections,
         sequential=quality.sequential,
     )
