@@ -7,7 +7,10 @@ claims a move that did not happen and never misses one.
 """
 
 import getpass
+import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import mlflow
@@ -21,6 +24,7 @@ from tasks.release.stage_result import StageResult
 from tasks.tracking.store import Tracking, TrackingError
 
 _ENTRY = "keiryo.history."
+_ADDRESS = "MLFLOW_TRACKING_URI"
 
 
 class UnknownRelease(LookupError):
@@ -248,20 +252,36 @@ def _create_version(tracking: Tracking, model: str, result: StageResult, rollout
         "keiryo.verdict": result.verdict,
         "keiryo.rollout": rollout,
     }
-    # create_external_model knows only the global address; nothing else in this process depends on it.
-    mlflow.set_tracking_uri(tracking.uri)
-    external = mlflow.create_external_model(
-        name=f"{model}-{result.stage}",
-        source_run_id=stage_run,
-        tags=tags,
-        params={"weights": proposal.weights},
-        experiment_id=tracking.client.get_run(stage_run).info.experiment_id,
-    )
+    with _global_address(tracking.uri):
+        external = mlflow.create_external_model(
+            name=f"{model}-{result.stage}",
+            source_run_id=stage_run,
+            tags=tags,
+            params={"weights": proposal.weights},
+            experiment_id=tracking.client.get_run(stage_run).info.experiment_id,
+        )
     source = f"models:/{external.model_id}"
     version = tracking.client.create_model_version(
         model, source, run_id=stage_run, tags=tags, description=result.reason, model_id=external.model_id
     )
     return int(version.version)
+
+
+@contextmanager
+def _global_address(uri: str) -> Iterator[None]:
+    """MLflow's address of this process, which create_external_model needs, and the environment as it was after that.
+
+    MLflow writes the address there, too, where child processes would take it for the user's choice.
+    """
+    chosen = os.environ.get(_ADDRESS)
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        if chosen is None:
+            os.environ.pop(_ADDRESS, None)
+        else:
+            os.environ[_ADDRESS] = chosen
 
 
 def _release(version: ModelVersion, aliases: dict[str, str]) -> ReleaseVersion:

@@ -4,6 +4,7 @@ Engines, exports and training are replaced by their fakes; scoring, statistics, 
 as a plain function: what Prefect adds is tested in test_prefect.py.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -139,8 +140,10 @@ def kept(summary: RolloutSummary) -> list[str]:
 
 def test_a_good_candidate_is_released_and_the_same_again_computes_nothing(world):
     goals = "{max_weights_mib: 2, min_decode_speedup: 3}"
+    address = os.environ.get("MLFLOW_TRACKING_URI")
     first = world.run(candidates=f"{INT8}, {INT4}", goals=goals)
     assert (first.verdict, first.exit_code) == ("PASS", 0)
+    assert os.environ.get("MLFLOW_TRACKING_URI") == address  # or the next verb would read another store
     assert kept(first) == ["profile", "quantize", "batching"]
     assert first.release is not None
     assert verdicts(first)["adapt"] == verdicts(first)["distill"] == "SKIPPED"

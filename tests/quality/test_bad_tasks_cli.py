@@ -76,8 +76,12 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     import flows.rollout as rollout_module
     import flows.start as start
     import tasks.profiling.profile as profiling
+    import tasks.quantization.search as search
 
-    def build(store, checkpoint, engine, weights, calibration):
+    # A fresh process would know nothing of the fakes.
+    monkeypatch.setattr(search, "check_reloads", lambda workspace, candidates: {})
+
+    def build(store, checkpoint, engine, weights, calibration, *, integer_cache=False):
         def write(out: Path) -> None:
             for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
                 (out / name).write_bytes((checkpoint.folder / name).read_bytes())
