@@ -17,7 +17,7 @@ from configs.quality import Margins
 from tasks.engines.protocol import Engine, Generation, GenerationRequest, ScoreRequest, TokenScores
 from tasks.quality.divergence import diverge
 from tasks.quality.noise_floor import NoiseFloor, noise_floor, refuse_below_floor
-from tasks.quality.sample_set import samples_of
+from tasks.quality.sample_set import joined_samples, samples_of
 from tasks.quality.samples import Samples
 from tasks.quality.score_log import ScoreLog
 from tasks.quality.tokenizer import TextTokenizer
@@ -38,7 +38,7 @@ PROBED_SECTIONS = (
     12  # spread over the gate text: a mean of all cannot move by more than the one that moved most
 )
 PROVING = 3.3  # items times margin at which no change at all lies below the margin at 95 %
-GROWTH = 3
+MORE = 1.05  # than what would just do
 
 
 class Noise(Record):
@@ -112,7 +112,7 @@ def noise_metrics(floors: tuple[NoiseFloor, ...]) -> dict[str, float]:
 
 
 def _probe(workspace: Workspace, candidate: Candidate, scored: str) -> Noise:
-    margins, tasks = workspace.config.quality.margins, judged_tasks(workspace)
+    tasks = judged_tasks(workspace)
     known = samples(workspace, scored)
     logger.info("  probing the noise of %s", candidate.name)
     with open_candidate(workspace, candidate) as engine:
@@ -120,21 +120,37 @@ def _probe(workspace: Workspace, candidate: Candidate, scored: str) -> Noise:
         again = _text(workspace, candidate, other)
         floors = {(floor.task, floor.metric): floor for floor in noise_floor(_of_same(known, again), again)}
         for name, size in tasks.items():
-            judged = len({row.item for row in known.rows if row.task == name})
-            count = min(math.ceil(PROVING / (margins.accuracy or 1.0)), size)
-            while True:
-                again = _task(workspace, candidate, other, name, count)
-                first = (
-                    _of_same(known, again)
-                    if count <= judged
-                    else _task(workspace, candidate, engine, name, count)
-                )
-                found = noise_floor(first, again)
-                floors |= {(floor.task, floor.metric): floor for floor in found}
-                if count == size or all(floor.floor < (margins.accuracy or 1.0) for floor in found):
-                    break
-                count = min(GROWTH * count, size)
+            own = samples_of(row for row in known.rows if row.task == name)
+            for floor in _of_task(workspace, candidate, (engine, other), name, size, own):
+                floors[floor.task, floor.metric] = floor
     return Noise(floors=tuple(floors.values()))
+
+
+def _of_task(
+    workspace: Workspace,
+    candidate: Candidate,
+    engines: tuple[Engine, Engine],
+    name: str,
+    size: int,
+    first: Samples,
+) -> tuple[NoiseFloor, ...]:
+    """The floors of one task; `engines` score as the gate did and in other batches, `first` is what the gate has."""
+    margin = workspace.config.quality.margins.accuracy or 1.0
+    parts: list[Samples] = []
+    asked, count = 0, min(math.ceil(PROVING / margin), size)
+    while True:
+        parts.append(_task(workspace, candidate, engines[1], name, count, asked))
+        again = joined_samples(parts)
+        judged = len({row.item for row in first.rows})
+        if count > judged:
+            more = _task(workspace, candidate, engines[0], name, count, judged)
+            first = joined_samples([first, more])
+        found = noise_floor(_of_same(first, again), again)
+        worst = max((floor.floor for floor in found), default=0.0)
+        if count == size or worst < margin:
+            return found
+        # With as many changes among them, so many items would prove the margin.
+        asked, count = count, min(max(count + 1, math.ceil(MORE * count * worst / margin)), size)
 
 
 def _of_same(known: Samples, again: Samples) -> Samples:
@@ -150,9 +166,12 @@ def _text(workspace: Workspace, candidate: Candidate, engine: Engine) -> Samples
     return samples_of(diverge(engine, tokenizer, sections, gate_logits(workspace), ScoreLog(None)))
 
 
-def _task(workspace: Workspace, candidate: Candidate, engine: Engine, name: str, items: int) -> Samples:
+def _task(
+    workspace: Workspace, candidate: Candidate, engine: Engine, name: str, items: int, after: int
+) -> Samples:
+    """The items of a task from `after` on, `items` in all."""
     folder = workspace.store.open(candidate.artifact).folder
     scored = task_set(workspace).score(
-        engine, TextTokenizer(folder), {name: items}, max_tokens=context_tokens(folder)
+        engine, TextTokenizer(folder), {name: items}, max_tokens=context_tokens(folder), after=after
     )
     return samples_of(scored.rows)

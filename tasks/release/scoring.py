@@ -69,7 +69,11 @@ class CandidateScores:
             if not logits.is_file():
                 self._say(f"{self._split} text")
                 reference_logits(self._open(), self._tokenizer(), self._sections(), logits)
-            return self._with_notes(reference_samples(logits))
+            own = digest_of([answers, self._split, "text"])
+            # Every candidate asks for them again, and the softmax of a few hundred megabytes takes seconds.
+            return self._workspace.store.once(
+                f"samples-{own}", Samples, lambda: self._with_notes(reference_samples(logits))
+            )[0]
         with CandidateScores(self._workspace, None, self._split) as reference:
             reference.text()
 

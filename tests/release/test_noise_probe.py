@@ -16,29 +16,30 @@ from tests.quality.test_gate import answers, text
 
 JUDGED, SIZE = 150, 600
 ENGINE = object()
-Asked = list[tuple[str, int]]
+Asked = list[tuple[str, int, int]]
 
 
-def scored(items: int, changed: int) -> Samples:
-    values = np.ones(items)
-    values[:changed] = 0
-    return samples_of(answers(values, "facts"))
+def scored(after: int, items: int, changes: Callable[[int], bool]) -> Samples:
+    values = np.array([not changes(item) for item in range(items)], float)
+    return samples_of(answers(values, "facts")[after:])
 
 
 @pytest.fixture
-def probe(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], int]], tuple[Noise, Asked]]:
-    """Probe a candidate of which so many of n answers change in other batches."""
+def probe(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], bool]], tuple[Noise, Asked]]:
+    """Probe a candidate of which some answers change in other batches, by the number of the item."""
 
-    def call(changes: Callable[[int], int]) -> tuple[Noise, Asked]:
+    def call(changes: Callable[[int], bool]) -> tuple[Noise, Asked]:
         asked: Asked = []
 
-        def task(workspace: object, candidate: object, engine: object, name: str, items: int) -> Samples:
+        def task(
+            workspace: object, candidate: object, engine: object, name: str, items: int, after: int
+        ) -> Samples:
             again = isinstance(engine, OtherBatches)
-            asked.append(("again" if again else "first", items))
-            return scored(items, changes(items) if again else 0)
+            asked.append(("again" if again else "first", after, items))
+            return scored(after, items, changes if again else lambda item: False)
 
         nats = np.full(64, 3.0)
-        known = samples_of([*scored(JUDGED, 0).rows, *text(nats)])
+        known = samples_of([*scored(0, JUDGED, lambda item: False).rows, *text(nats)])
         monkeypatch.setattr(noise_probe, "samples", lambda workspace, key: known)
         monkeypatch.setattr(noise_probe, "open_candidate", lambda *_: nullcontext(ENGINE))
         monkeypatch.setattr(noise_probe, "judged_tasks", lambda _: {"facts": SIZE})
@@ -52,8 +53,8 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], int]], t
 
 
 def test_where_nothing_changes_the_judged_items_are_asked_once_more_and_no_others(probe) -> None:
-    found, asked = probe(lambda items: 0)
-    assert asked == [("again", 110)]
+    found, asked = probe(lambda item: False)
+    assert asked == [("again", 0, 110)]
     floors = {floor.metric: floor for floor in found.floors}
     accuracy = floors["accuracy"]
     assert (accuracy.items, accuracy.changed) == (110, 0)
@@ -63,14 +64,20 @@ def test_where_nothing_changes_the_judged_items_are_asked_once_more_and_no_other
     assert 0 < perplexity.floor < 1e-3
 
 
-def test_where_answers_change_more_items_are_drawn_until_the_margin_is_proven_or_all_were_asked(
-    probe,
-) -> None:
-    found, asked = probe(lambda items: 2)
-    # 2 of 110 do not prove 3 points, 2 of 330 do; 330 is more than the gate judged, so both sides are asked
-    assert asked == [("again", 110), ("again", 330), ("first", 330)]
-    assert max(floor.floor for floor in found.floors if floor.metric == "accuracy") < 0.03
-    found, asked = probe(lambda items: items // 20)
-    assert [items for who, items in asked if who == "again"] == [110, 330, SIZE]
+def test_where_answers_change_as_many_more_are_drawn_as_would_prove_the_margin(probe) -> None:
+    found, asked = probe(lambda item: item in (5, 50))
+    # 2 of 110 do not prove 3 points, 2 of about 217 do: only what is new is asked, of the gate's side what it had not judged
+    last = asked[-1][2]
+    assert asked == [("again", 0, 110), ("again", 110, last), ("first", JUDGED, last)]
+    assert 210 <= last <= 225
     (accuracy,) = (floor for floor in found.floors if floor.metric == "accuracy")
+    assert (accuracy.items, accuracy.changed) == (last, 2)
+    assert accuracy.floor < 0.03
+
+
+def test_where_the_margin_cannot_be_proven_all_items_are_asked(probe) -> None:
+    found, asked = probe(lambda item: item % 20 == 0)
+    assert [items for who, _, items in asked if who == "again"][-1] == SIZE
+    (accuracy,) = (floor for floor in found.floors if floor.metric == "accuracy")
+    assert (accuracy.items, accuracy.changed) == (SIZE, SIZE // 20)
     assert accuracy.floor > 0.05
