@@ -35,6 +35,18 @@ def shared_store() -> Store:
 
 
 @pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database after its migrations, which take seconds; to be copied."""
+    from tasks.tracking.store import open_tracking
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KEIRYO_MLFLOW", str(folder))
+        open_tracking()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
 def demo_checkpoint(shared_store: Store) -> Artifact:
     """The 135M demo model; downloaded and converted once, then found in the shared store."""
     from tasks.models.sources import acquire

@@ -7,10 +7,7 @@ claims a move that did not happen and never misses one.
 """
 
 import getpass
-import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import mlflow
@@ -21,10 +18,10 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_
 from tasks.release.candidate import Candidate
 from tasks.release.history import HistoryEntry, Move, ReleaseVersion, champions
 from tasks.release.stage_result import StageResult
+from tasks.tracking.global_address import global_address
 from tasks.tracking.store import Tracking, TrackingError
 
 _ENTRY = "keiryo.history."
-_ADDRESS = "MLFLOW_TRACKING_URI"
 
 
 class UnknownRelease(LookupError):
@@ -252,7 +249,7 @@ def _create_version(tracking: Tracking, model: str, result: StageResult, rollout
         "keiryo.verdict": result.verdict,
         "keiryo.rollout": rollout,
     }
-    with _global_address(tracking.uri):
+    with global_address(tracking.uri):
         external = mlflow.create_external_model(
             name=f"{model}-{result.stage}",
             source_run_id=stage_run,
@@ -265,23 +262,6 @@ def _create_version(tracking: Tracking, model: str, result: StageResult, rollout
         model, source, run_id=stage_run, tags=tags, description=result.reason, model_id=external.model_id
     )
     return int(version.version)
-
-
-@contextmanager
-def _global_address(uri: str) -> Iterator[None]:
-    """MLflow's address of this process, which create_external_model needs, and the environment as it was after that.
-
-    MLflow writes the address there, too, where child processes would take it for the user's choice.
-    """
-    chosen = os.environ.get(_ADDRESS)
-    mlflow.set_tracking_uri(uri)
-    try:
-        yield
-    finally:
-        if chosen is None:
-            os.environ.pop(_ADDRESS, None)
-        else:
-            os.environ[_ADDRESS] = chosen
 
 
 def _release(version: ModelVersion, aliases: dict[str, str]) -> ReleaseVersion:

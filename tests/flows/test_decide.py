@@ -24,15 +24,6 @@ KEY = BlindingKey(prompt_ids=("p1", "p2", "p3"), candidate_is=("A", "B", "B"), s
 SHEET = "".join(f"{pair.model_dump_json()}\n" for pair in PAIRS)
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mlflow")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KEIRYO_MLFLOW", str(folder))
-        open_tracking()
-    return folder / "mlflow.db"
-
-
 class Decided:
     """A rollout on a server, and the command line that decides on it."""
 
