@@ -1,10 +1,11 @@
 """The batch-size probe: some of what the gate scored is scored once more in batches of another size, and margins are held against it.
 
-What it claims, of a weight format on an engine configuration: at 95 % confidence a task's answers change by the batch size alone in
-a share of its items that lies below the accuracy margin; and the text's perplexity and KL move by less than their margins, on
-the sections that are probed, whichever of them moved most. It says nothing of other formats or engines, and it is probed once for
-both. Answers that change are rare: the probe begins with as many items as prove a margin when nothing changes, and draws more where
-something does. The scores behind the verdict are one of its two sides, so that only the other one is scored.
+What it claims, of a weight format on an engine configuration: at 95 % confidence, however often it draws, a task's answers change
+by the batch size alone in a share of its items that lies below the accuracy margin; and the text's perplexity and KL move by less than
+their margins, on the sections that are probed, whichever of them moved most. It says nothing of other formats or engines, and it is
+probed once for both. Answers that change are rare: the probe begins with as many items as prove a margin when nothing changes, and
+draws as many more as would prove it where something does. The scores behind the verdict are one of its two sides, so that only the
+other one is scored.
 """
 
 import logging
@@ -37,8 +38,13 @@ OTHER_BATCH = 5  # requests of a batch the second time: neither a power of two n
 PROBED_SECTIONS = (
     12  # spread over the gate text: a mean of all cannot move by more than the one that moved most
 )
-PROVING = 3.3  # items times margin at which no change at all lies below the margin at 95 %
-MORE = 1.05  # than what would just do
+ALPHA = 0.05
+"""Of all draws of a task together: the first is judged at half of it, each further one at half of the one before."""
+
+NO_MARGIN = 0.5
+"""Taken where accuracy has no margin: a few items then say what the floor is."""
+
+MORE = 1.15  # than what would just do at the level of this draw: the next one's is half of it
 
 
 class Noise(Record):
@@ -135,9 +141,11 @@ def _of_task(
     first: Samples,
 ) -> tuple[NoiseFloor, ...]:
     """The floors of one task; `engines` score as the gate did and in other batches, `first` is what the gate has."""
-    margin = workspace.config.quality.margins.accuracy or 1.0
+    margin = workspace.config.quality.margins.accuracy or NO_MARGIN
     parts: list[Samples] = []
-    asked, count = 0, min(math.ceil(PROVING / margin), size)
+    level = ALPHA / 2
+    # So many prove the margin where nothing changes: (1 - margin)^n is below the level.
+    asked, count = 0, min(math.ceil(math.log(level) / math.log1p(-margin)) + 1, size)
     while True:
         parts.append(_task(workspace, candidate, engines[1], name, count, asked))
         again = joined_samples(parts)
@@ -145,10 +153,11 @@ def _of_task(
         if count > judged:
             more = _task(workspace, candidate, engines[0], name, count, judged)
             first = joined_samples([first, more])
-        found = noise_floor(_of_same(first, again), again)
+        found = noise_floor(_of_same(first, again), again, alpha=level)
         worst = max((floor.floor for floor in found), default=0.0)
         if count == size or worst < margin:
             return found
+        level /= 2
         # With as many changes among them, so many items would prove the margin.
         asked, count = count, min(max(count + 1, math.ceil(MORE * count * worst / margin)), size)
 

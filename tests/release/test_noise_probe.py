@@ -54,10 +54,10 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], bool]], 
 
 def test_where_nothing_changes_the_judged_items_are_asked_once_more_and_no_others(probe) -> None:
     found, asked = probe(lambda item: False)
-    assert asked == [("again", 0, 110)]
+    assert asked == [("again", 0, 123)]
     floors = {floor.metric: floor for floor in found.floors}
     accuracy = floors["accuracy"]
-    assert (accuracy.items, accuracy.changed) == (110, 0)
+    assert (accuracy.items, accuracy.changed) == (123, 0)
     assert 0.02 < accuracy.floor < 0.03
     perplexity = floors["perplexity"]
     assert (perplexity.items, perplexity.changed) == (12, 12)
@@ -66,10 +66,10 @@ def test_where_nothing_changes_the_judged_items_are_asked_once_more_and_no_other
 
 def test_where_answers_change_as_many_more_are_drawn_as_would_prove_the_margin(probe) -> None:
     found, asked = probe(lambda item: item in (5, 50))
-    # 2 of 110 do not prove 3 points, 2 of about 217 do: only what is new is asked, of the gate's side what it had not judged
+    # 2 of 123 do not prove 3 points, 2 of about 275 do: only what is new is asked, of the gate's side what it had not judged
     last = asked[-1][2]
-    assert asked == [("again", 0, 110), ("again", 110, last), ("first", JUDGED, last)]
-    assert 210 <= last <= 225
+    assert asked == [("again", 0, 123), ("again", 123, last), ("first", JUDGED, last)]
+    assert 265 <= last <= 290
     (accuracy,) = (floor for floor in found.floors if floor.metric == "accuracy")
     assert (accuracy.items, accuracy.changed) == (last, 2)
     assert accuracy.floor < 0.03
