@@ -104,6 +104,10 @@ class WeightSettings(Section):
             raise ValueError(f"group_size has no meaning with bits: {self.bits}; leave it out")
         if self.number == "nf4" and (self.bits != 4 or not self.symmetric):
             raise ValueError("number: nf4 is a symmetric 4-bit format; set bits: 4 and symmetric: true")
+        if self.calibration == "gptq" and (self.number == "nf4" or self.activations != "float"):
+            raise ValueError(
+                "calibration: gptq rounds weights to integers and nothing else; leave number and activations out"
+            )
         if self.activations != "float" and self.bits != 8:
             raise ValueError(
                 f"activations: {self.activations} goes with bits: 8; set it, or activations: float"

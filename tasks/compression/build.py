@@ -8,6 +8,7 @@ from configs.engine import EngineName
 from configs.weights import WeightSettings
 from tasks.compression.error import CompressionError
 from tasks.compression.grid import Grid, load_grids
+from tasks.compression.mixed_precision import layer_errors, layers_within_bytes, layers_within_divergence
 from tasks.models.checkpoint import read_architecture
 from tasks.store.artifact import Artifact, ArtifactKind
 from tasks.store.digest import code_digest, digest_of, library_versions
@@ -79,9 +80,6 @@ def resolve_weights(
     """
     if weights.max_bytes_fraction is None and weights.max_rounding_nats is None:
         return weights
-    from tasks.compression.grids import layer_errors
-    from tasks.compression.mixed_precision import layers_within_bytes, layers_within_divergence
-
     plain = weights.model_copy(update={"max_bytes_fraction": None, "max_rounding_nats": None})
     folder = _rounded(store, checkpoint, engine, plain, calibration).folder
     errors, grids = layer_errors(folder), load_grids(folder)
@@ -135,8 +133,6 @@ def _rounded(
     calibration: Sequence[str],
 ) -> Artifact:
     """The grids of a format, and before them what all formats share: the importance of every token at every layer."""
-    from tasks.compression.grids import write_grids_of, write_importance
-
     texts = calibration[: weights.calibration_samples]
     data = {"calibration": digest_of(list(texts))}
 
@@ -151,15 +147,11 @@ def _rounded(
         )
         return artifact
 
-    importance = remembered("importance", {}, lambda out: write_importance(checkpoint, texts, out))
+    importance = remembered("importance", {}, _importance(checkpoint, texts))
     # OpenVINO's 8-bit weights are per channel; ONNX Runtime's kernel wants groups there, too.
     eight_group = weights.group_size if engine == "onnxruntime" else -1
     recipe = {"weights": weights.model_dump(mode="json"), "eight_group": eight_group}
-    return remembered(
-        "grids",
-        recipe,
-        lambda out: write_grids_of(checkpoint, importance.folder, weights, out, eight_group=eight_group),
-    )
+    return remembered("grids", recipe, _round(checkpoint, importance.folder, weights, eight_group))
 
 
 def _once(
@@ -185,6 +177,26 @@ def _once(
         ),
     )
     return artifact
+
+
+def _importance(checkpoint: Artifact, texts: Sequence[str]) -> Callable[[Path], None]:
+    def build(out: Path) -> None:
+        from tasks.compression.grids import write_importance
+
+        write_importance(checkpoint, texts, out)
+
+    return build
+
+
+def _round(
+    checkpoint: Artifact, importance: Path, weights: WeightSettings, eight_group: int
+) -> Callable[[Path], None]:
+    def build(out: Path) -> None:
+        from tasks.compression.grids import write_grids_of
+
+        write_grids_of(checkpoint, importance, weights, out, eight_group=eight_group)
+
+    return build
 
 
 def _export_openvino(checkpoint: Artifact) -> Callable[[Path], None]:

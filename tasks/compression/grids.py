@@ -18,11 +18,12 @@ from tasks.compression.error import CompressionError
 from tasks.compression.fisher import token_importance
 from tasks.compression.gptq import round_layer
 from tasks.compression.grid import Grid, save_grids
+from tasks.compression.layer_names import check_layers_exist
+from tasks.compression.mixed_precision import ERRORS_FILE
 from tasks.store.artifact import Artifact
 
 SEQUENCE_TOKENS = 256
 IMPORTANCE_FILE = "importance.safetensors"
-ERRORS_FILE = "layer_errors.json"
 
 
 def write_importance(checkpoint: Artifact, texts: Sequence[str], out: Path) -> None:
@@ -62,11 +63,7 @@ def write_grids_of(
 
     found = load_file(importance / IMPORTANCE_FILE)
     tokens_BT = found.pop("tokens")
-    unknown = sorted(set(weights.int8_layers) - found.keys())
-    if unknown:
-        raise CompressionError(
-            f"int8_layers names {unknown[0]}; the model has no such layer (it has {next(iter(found))}, ...)"
-        )
+    check_layers_exist("int8_layers", weights.int8_layers, found)
     model = load_model(checkpoint.folder, torch.float32)
     model.requires_grad_(False)
     grids: dict[str, Grid] = {}
@@ -87,12 +84,6 @@ def write_grids_of(
             module.weight.data = rounded
     save_grids(grids, out)
     (out / ERRORS_FILE).write_text(json.dumps(errors, indent=1), encoding="utf-8")
-
-
-def layer_errors(folder: Path) -> dict[str, float]:
-    """Nats of divergence a token that the rounding of each layer is predicted to cost, by the layer's name."""
-    errors: dict[str, float] = json.loads((folder / ERRORS_FILE).read_text(encoding="utf-8"))
-    return errors
 
 
 def _predicted_divergence(change_NK: Tensor, hessian_KK: Tensor) -> float:

@@ -4,9 +4,19 @@ The predicted losses add up (`tasks.compression.fisher`), and a layer at 8 bits 
 knapsack; with hundreds of layers, taking them by loss saved a byte is within one layer of its best.
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from tasks.compression.grid import Grid
+
+ERRORS_FILE = "layer_errors.json"
+
+
+def layer_errors(folder: Path) -> dict[str, float]:
+    """Nats of divergence a token that the rounding of each layer is predicted to cost, by the layer's name."""
+    errors: dict[str, float] = json.loads((folder / ERRORS_FILE).read_text(encoding="utf-8"))
+    return errors
 
 
 def layers_within_bytes(

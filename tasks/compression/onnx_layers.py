@@ -4,8 +4,6 @@ onnxruntime-genai's builder names a node after the path of its layer ("/model/la
 and values in one MatMul, whose columns are those of the three layers in this order.
 """
 
-import difflib
-from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,15 +55,3 @@ def parts_of(node: Any) -> tuple[Part, ...]:
         Part(f"{stem}.{part}_proj", count * width)
         for part, count in (("q", heads), ("k", kv_heads), ("v", kv_heads))
     )
-
-
-def check_layers_exist(setting: str, wanted: Collection[str], known: Iterable[str]) -> None:
-    """Raise CompressionError for the first wanted name that is no layer, with the nearest one that is."""
-    names = list(known)
-    for name in wanted:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1, cutoff=0.0) or ["none"]
-            raise CompressionError(
-                f"{setting} names {name}; the graph has no such linear layer; use one of its {len(names)} layers, the nearest is "
-                f"{near[0]}"
-            )

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from configs.weights import WeightSettings
 from tasks.compression.error import CompressionError
 from tasks.compression.grid import Grid
-from tasks.compression.onnx_layers import Part, check_layers_exist, is_linear, parts_of
+from tasks.compression.layer_names import check_layers_exist
+from tasks.compression.onnx_layers import Part, is_linear, parts_of
 from tasks.compression.onnx_matrix import (
     RoundedMatrix,
     hqq_matrix,

@@ -74,11 +74,6 @@ def _check_activations(weights: WeightSettings, calibration_texts: int) -> None:
             f"group_size is {weights.group_size} with {what}; integer matrix products have one scale an output channel; use "
             "group_size: -1, or activations: float"
         )
-    if weights.calibration != "none":
-        raise CompressionError(
-            f"calibration is {weights.calibration} with {what}; their weights are rounded to nearest; use calibration: none, or "
-            "activations: float"
-        )
     if weights.activations == "int8_static" and not calibration_texts:
         raise CompressionError(
             "activations is int8_static and there is no calibration text; its scales come from one; use text with "

@@ -3,7 +3,6 @@
 NNCF skips a method that finds nothing to do in an architecture with no more than a log line.
 """
 
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from configs.weights import WeightSettings
 from tasks.compression.error import CompressionError
+from tasks.compression.layer_names import check_layers_exist
 from tasks.compression.openvino_matrices import (
     WeightFormats,
     adapter_matrices,
@@ -78,13 +78,7 @@ def _check_group_size(model: Any, weights: WeightSettings) -> None:
 
 def _check_named(model: Any, weights: WeightSettings) -> None:
     known = linear_layers(model)
-    for name in weights.int8_layers:
-        if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0) or known[:1]
-            raise CompressionError(
-                f"int8_layers names {name}; it must name linear layers of this model ({len(known)} of them); "
-                f"the nearest is {nearest[0]}"
-            )
+    check_layers_exist("int8_layers", weights.int8_layers, known)
     if set(known) <= set(weights.int8_layers):
         raise CompressionError(
             "int8_layers names every linear layer; bits: 4 must be left to some; use bits: 8"

@@ -5,7 +5,6 @@
 This is the form in which NNCF stores its own weights, so that every kernel that serves those serves these.
 """
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,13 +13,8 @@ from numpy.typing import NDArray
 
 from tasks.compression.error import CompressionError
 from tasks.compression.grid import Grid
-
-_PREFIX, _SUFFIX = "self.", ".weight"
-
-
-def layer_name(constant_name: str) -> str:
-    """The linear layer ("model.layers.0.mlp.up_proj") whose weight optimum-intel exported under this name."""
-    return constant_name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
+from tasks.compression.layer_names import check_layers_exist
+from tasks.compression.openvino_matrices import layer_name, weight_matrices
 
 
 def write_grids(model: Any, grids: Mapping[str, Grid]) -> None:
@@ -33,18 +27,10 @@ def write_grids(model: Any, grids: Mapping[str, Grid]) -> None:
     Raises:
         CompressionError: a layer is not in the graph, or has another shape there.
     """
-    constants = {
-        layer_name(node.get_friendly_name()): node
-        for node in model.get_ops()
-        if node.get_type_name() == "Constant" and node.get_friendly_name().endswith(_SUFFIX)
-    }
+    constants = {layer_name(node): node for node in weight_matrices(model)}
+    check_layers_exist("a grid", grids, constants)
     for name, grid in grids.items():
-        node = constants.get(name)
-        if node is None:
-            near = difflib.get_close_matches(name, constants, n=1, cutoff=0.0)
-            raise CompressionError(
-                f"the graph has no weight of layer {name}; the nearest is {near}; export again"
-            )
+        node = constants[name]
         if tuple(node.shape) != grid.codes.shape:
             raise CompressionError(
                 f"layer {name} is {tuple(node.shape)} in the graph and {grid.codes.shape} as a grid; export again"

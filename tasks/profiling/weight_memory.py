@@ -63,11 +63,14 @@ def weight_bytes(architecture: Architecture, weights: WeightSettings, engine: En
     each input of the attention's and the MLP's last projection.
     ONNX Runtime: linear layers and embedding in groups, the layers of `int8_layers` in the same groups at 8 bits;
     integer activations: linear layers per channel. The tables of the rotary embedding are in the file.
-    Norms stay f32. transformers serves the checkpoint itself, in the type it has.
+    Norms stay f32. transformers serves the checkpoint itself, in the type it has. `max_bytes_fraction` is taken as filled; with
+    `max_rounding_nats` nobody knows the layers yet, and all are counted at 4 bits.
 
     Raises:
         ValueError: the shape of the model is not covered.
     """
+    if weights.max_bytes_fraction is not None:
+        return round(weights.max_bytes_fraction * plain_bytes(architecture.parameters, 32))
     others = other_parameters(architecture)
     match engine:
         case "openvino":

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from tasks.engines.protocol import Engine
 from tasks.profiling.memory_budget import serving_budget
 from tasks.quality.tokenizer import TextTokenizer
 from tasks.release.candidate import Candidate, Measurement, Memory
-from tasks.release.greedy import continue_prompts
 from tasks.release.machine import machine_digest
 from tasks.release.workspace import Workspace
 from tasks.serving.latency import measure
@@ -41,13 +40,18 @@ def make_candidate(
         CompressionError: the format is impossible for this model or engine.
     """
     calibration = [section.text for section in workspace.splits.calibration]
-    weights = resolve_weights(workspace.store, checkpoint, engine.engine, weights, calibration)
-    what = (workspace.store, checkpoint, engine.engine, weights, calibration)
-    artifact = measured_build(*what, lambda: build_artifact(*what, integer_cache=engine.has_integer_cache))
-    name = f"{engine.engine} {weights.label}, {engine.kv_cache} cache{note}"
-    return Candidate(
-        name=name, artifact=artifact.digest, engine=engine, weights=weights.label, format=weights
-    )
+    declared = (workspace.store, checkpoint, engine.engine, weights, calibration)
+
+    def build() -> Artifact:
+        stored = resolve_weights(*declared)
+        cached = engine.has_integer_cache
+        return build_artifact(*declared[:3], stored, calibration, integer_cache=cached)
+
+    # The cost is that of what was declared: learning which layers need 8 bits is part of it.
+    artifact = measured_build(*declared, build)
+    stored = resolve_weights(*declared)
+    name = f"{engine.engine} {stored.label}, {engine.kv_cache} cache{note}"
+    return Candidate(name=name, artifact=artifact.digest, engine=engine, weights=stored.label, format=stored)
 
 
 def open_candidate(workspace: Workspace, candidate: Candidate) -> Engine:
@@ -76,8 +80,15 @@ def prompt_tokens(workspace: Workspace) -> list[int]:
     return list(_prompt_tokens(workspace.source.folder, tuple(s.text for s in workspace.splits.calibration)))
 
 
-def measure_candidate(workspace: Workspace, candidate: Candidate) -> Measurement:
+def measure_candidate(
+    workspace: Workspace, candidate: Candidate, while_open: Callable[[Engine], object] = lambda engine: None
+) -> Measurement:
     """Speed and memory on the configured requests, remembered.
+
+    Args:
+        workspace: of the rollout.
+        candidate: what is measured.
+        while_open: what else its engine is asked, after the measurement; not called where that was remembered.
 
     Raises:
         EngineError: it does not work.
@@ -94,12 +105,14 @@ def measure_candidate(workspace: Workspace, candidate: Candidate) -> Measurement
         ]
     )
     measurement, _ = workspace.store.once(
-        f"measurement-{key}", Measurement, lambda: _measure(workspace, candidate)
+        f"measurement-{key}", Measurement, lambda: _measure(workspace, candidate, while_open)
     )
     return measurement
 
 
-def _measure(workspace: Workspace, candidate: Candidate) -> Measurement:
+def _measure(
+    workspace: Workspace, candidate: Candidate, while_open: Callable[[Engine], object]
+) -> Measurement:
     predicted = serving_budget(
         workspace.architecture, candidate.format, candidate.engine, workspace.config.requests
     )
@@ -112,10 +125,7 @@ def _measure(workspace: Workspace, candidate: Candidate) -> Measurement:
             load_s = time.perf_counter() - began_s
             performance = measure(engine, workspace.config.requests, tokens, load_s=load_s)
             held, peak_bytes = engine.memory(), peak.growth_bytes
-            if (
-                candidate.engine.engine != "transformers"
-            ):  # the baseline would take seconds, and is never compared
-                continue_prompts(workspace, candidate, engine)
+            while_open(engine)
     return Measurement(
         performance=performance,
         memory=Memory(

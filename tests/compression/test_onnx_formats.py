@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from tiny_llama import TEXTS, tiny_llama
+from tiny_llama import TEXTS
 
 from configs.engine import EngineSettings
 from configs.weights import WeightSettings
@@ -26,18 +26,6 @@ from tasks.store.artifact import Artifact, Manifest
 
 LAYERS = 2
 IDS = tuple(range(20, 60))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return tiny_llama(tmp_path_factory.mktemp("tiny"), layers=LAYERS)
-
-
-@pytest.fixture(scope="module")
-def float_graph(checkpoint: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("f32")
-    build_onnx(checkpoint, WeightSettings(), (), out)
-    return out / "model.onnx"
 
 
 def scores(folder: Path) -> np.ndarray:
@@ -200,7 +188,6 @@ def test_static_scales_come_from_the_text(float_graph: Path, tmp_path: Path) -> 
         (WeightSettings(bits=4, group_size=32, calibration="awq"), "calibration is awq"),
         (WeightSettings(bits=4, group_size=32, int8_ratio=0.5), "int8_ratio is 0.5"),
         (WeightSettings(bits=8, group_size=32, activations="int8_dynamic"), "group_size is 32 with activations"),
-        (WeightSettings(bits=8, calibration="gptq", activations="int8_static"), "calibration is gptq with activations"),
         (WeightSettings(bits=8, activations="int8_static"), "there is no calibration text"),
     ],
 )  # fmt: skip

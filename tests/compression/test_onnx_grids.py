@@ -8,7 +8,6 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from tiny_llama import tiny_llama
 
 from configs.engine import EngineSettings
 from configs.weights import WeightSettings
@@ -38,18 +37,6 @@ FORMATS = {
         int8_layers=("model.layers.0.self_attn.v_proj", "model.layers.1.mlp.down_proj"),
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return tiny_llama(tmp_path_factory.mktemp("tiny"), layers=LAYERS)
-
-
-@pytest.fixture(scope="module")
-def float_graph(checkpoint: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("f32")
-    build_onnx(checkpoint, WeightSettings(), (), out)
-    return out / "model.onnx"
 
 
 def linear_weights(checkpoint: Artifact) -> dict[str, np.ndarray]:

@@ -70,6 +70,14 @@ def test_threads_reach_every_engine():
         ("quantize.candidates.2.weights={bits: 8, int8_ratio: 0.2}", "act on bits: 4 only"),
         ("quantize.candidates.2.weights={bits: 4, max_bytes_fraction: 0.2}", "calibration: gptq"),
         ("quantize.candidates.2.weights={bits: 4, activations: int8_static}", "goes with bits: 8"),
+        (
+            "quantize.candidates.2.weights={bits: 4, number: nf4, calibration: gptq}",
+            "leave number and activations out",
+        ),
+        (
+            "quantize.candidates.2.weights={bits: 8, activations: int8_static, calibration: gptq}",
+            "leave number and",
+        ),
     ],
 )
 def test_a_bad_setting_is_one_line_that_names_it(override, said):
