@@ -90,7 +90,9 @@ def test_impossible_budgets_and_unknown_layers_are_refused(home, checkpoint):
             home, checkpoint, "openvino", FOUR.model_copy(update={"max_bytes_fraction": 0.1}), TEXTS
         )
     named = FOUR.model_copy(update={"int8_layers": ("model.layers.9.mlp.up_proj",)})
-    with pytest.raises(CompressionError, match=r"model\.layers\.9\.mlp\.up_proj; the model has no such linear layer"):
+    with pytest.raises(
+        CompressionError, match=r"model\.layers\.9\.mlp\.up_proj; the model has no such linear layer"
+    ):
         build_artifact(home, checkpoint, "openvino", named, TEXTS)
     with pytest.raises(CompressionError, match="needs at least 256"):
         build_artifact(home, checkpoint, "openvino", FOUR, TEXTS[:2])

@@ -170,7 +170,10 @@ def test_mixed_precision_keeps_a_share_at_8_bits(exported: Artifact, tmp_path: P
             _with(FOUR, int8_layers=("model.layers.1.mlp.up",)),
             "names model.layers.1.mlp.up; .* the nearest is model.layers.1.mlp.up_proj",
         ),
-        (_with(FOUR, int8_layers=("lm_head",)), "int8_layers names lm_head; the model has no such linear layer"),
+        (
+            _with(FOUR, int8_layers=("lm_head",)),
+            "int8_layers names lm_head; the model has no such linear layer",
+        ),
     ],
     ids=lambda value: value.label if isinstance(value, WeightSettings) else "",
 )
