@@ -1,7 +1,8 @@
 """The quantize stage: every declared weight format and KV-cache type screened, the survivors measured, the best one judged.
 
 Screening uses the search split, the verdict the gate split: the best of twenty would otherwise be flattered by the choice
-(winner's curse). Where the best does not pass, the next best is judged, as often as `quantize.tries` declares and `quality.tries` pays for. A candidate that cannot be built or run is recorded with its reason and does not end the search.
+(winner's curse). Where the best does not pass, the next best is judged, as often as `quantize.tries` declares and
+`quality.tries` pays for. A candidate that cannot be built or run is recorded with its reason and does not end the search.
 """
 
 import logging
