@@ -54,7 +54,9 @@ def quantize(workspace: Workspace, settings: QuantizeSettings, baseline: Measure
     kept = judgement.verdict == "PASS"
     missed = missed_goals(goals, chosen.measurement, baseline) if chosen.measurement else ()
     note = f"; misses {'; '.join(missed)}" if kept and missed else ""
-    others = "".join(f"; before it {each.name}: {said.verdict}" for each, said in judged if each is not chosen)
+    others = "".join(
+        f"; before it {each.name}: {said.verdict}" for each, said in judged if each is not chosen
+    )
     return StageResult(
         stage="quantize",
         verdict=judgement.verdict,

@@ -56,9 +56,7 @@ class World:
         self.break_engine: Callable[[str], bool] = lambda weights: False
         self.engine_class = FakeEngine
 
-    def run(
-        self, *, candidates: str, goals: str = "{}", more: str = "", tries: int = 1
-    ) -> RolloutSummary:
+    def run(self, *, candidates: str, goals: str = "{}", more: str = "", tries: int = 1) -> RolloutSummary:
         recipe = self.root / "recipe.yaml"
         settings = {"candidates": f"[{candidates}]", "goals": goals, "more": more, "tries": tries}
         recipe.write_text(CONFIG.format(model=self.model, **settings))
