@@ -19,7 +19,6 @@ from tasks.quantization.reload import check_reloads
 from tasks.quantization.survivors import surviving, why_dropped
 from tasks.release.candidate import Candidate, Measurement
 from tasks.release.decision import choose, missed_goals
-from tasks.release.greedy import continue_prompts
 from tasks.release.judging import judge_candidate, screen_candidate
 from tasks.release.measuring import make_candidate, measure_candidate
 from tasks.release.stage_result import CandidateResult, StageResult
@@ -147,9 +146,7 @@ def _measure(workspace: Workspace, result: CandidateResult) -> CandidateResult:
     if candidate is None:
         raise ValueError(f"{result.name} was never built")
     try:
-        measured = measure_candidate(
-            workspace, candidate, lambda engine: continue_prompts(workspace, candidate, engine)
-        )
+        measured = measure_candidate(workspace, candidate, with_continuations=True)
         parity = check_export(workspace, candidate)
     except _FAILURES as error:
         return _failed(result, error)

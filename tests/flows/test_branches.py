@@ -15,7 +15,7 @@ from tiny_llama import tiny_llama
 import flows.rollout as rollout_module
 from tasks.engines.fake_engine import FakeEngine
 from tasks.engines.protocol import EngineError
-from tasks.release import measuring
+from tasks.release import alone, measuring
 from tasks.release.summary import RolloutSummary
 from tasks.store.store import Store
 from tasks.training.log import TrainingLog
@@ -116,10 +116,12 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     made = World(tmp_path)
     monkeypatch.setattr(measuring, "open_engine", made.open)
     monkeypatch.setattr(profiling, "open_engine", made.open)
-    monkeypatch.setattr(measuring, "import_engine", lambda engine: None)
+    monkeypatch.setattr(alone, "open_engine", made.open)
+    monkeypatch.setattr(alone, "import_engine", lambda engine: None)
     monkeypatch.setattr(measuring, "build_artifact", made.build)
     monkeypatch.setattr(measuring, "measured_build", lambda *what: what[-1]())
-    # A fresh process would know nothing of the fakes; tests/quantization reloads real artifacts.
+    # A fresh process would know nothing of the fakes; tests/release serves, tests/quantization reloads real artifacts.
+    monkeypatch.setattr(measuring, "served_alone", alone.serve)
     monkeypatch.setattr(search, "check_reloads", lambda workspace, candidates: {})
     monkeypatch.setattr(adapt, "trained", made.train)
     monkeypatch.setattr(adapt, "merge_adapter", made.merge)
