@@ -3,7 +3,7 @@
 import copy
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from configs.behaviour import BehaviourSettings, JudgeSettings
 from configs.engine import EngineSettings, SchedulerSettings
@@ -81,6 +81,20 @@ class QuantizeSettings(Section):
     max_build_mib: float | None = Field(
         None, gt=0, description="memory that a build may take, MiB; null: what the machine has left"
     )
+    long_context_tokens: tuple[int, ...] = Field(
+        (),
+        description=(
+            "prompt lengths at which what survives the screen is measured once more, one stream with 16 new tokens, each cache type "
+            "beside the others; none: it is not"
+        ),
+    )
+
+    @field_validator("long_context_tokens")
+    @classmethod
+    def _lengths(cls, contexts: tuple[int, ...]) -> tuple[int, ...]:
+        if any(tokens < 1 for tokens in contexts) or len(set(contexts)) < len(contexts):
+            raise ValueError("prompt lengths are above 0 and each is given once")
+        return contexts
 
 
 class BatchingSettings(Section):

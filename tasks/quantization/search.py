@@ -13,6 +13,7 @@ from tasks.compression.build_cost import build_cost, build_metrics
 from tasks.compression.error import CompressionError
 from tasks.engines.protocol import EngineError
 from tasks.quality.quality_error import QualityError
+from tasks.quantization.long_context import at_long_context, long_context_csv, long_context_metrics
 from tasks.quantization.parity import check_export
 from tasks.quantization.preflight import refusals
 from tasks.quantization.reload import check_reloads
@@ -62,7 +63,7 @@ def quantize(workspace: Workspace, settings: QuantizeSettings, baseline: Measure
         samples=judged.samples,
         provisional=judged.provisional,
         metrics=judged.metrics,
-        text=judged.text,
+        text=judged.text | _long_context_table(workspace, results),
     )
 
 
@@ -148,9 +149,22 @@ def _measure(workspace: Workspace, result: CandidateResult) -> CandidateResult:
     try:
         measured = measure_candidate(workspace, candidate, with_continuations=True)
         parity = check_export(workspace, candidate)
+        long = at_long_context(workspace, candidate)
     except _FAILURES as error:
         return _failed(result, error)
-    return result.model_copy(update={"measurement": measured, "metrics": result.metrics | parity.metrics})
+    metrics = result.metrics | parity.metrics | long_context_metrics(long)
+    return result.model_copy(update={"measurement": measured, "metrics": metrics})
+
+
+def _long_context_table(workspace: Workspace, results: tuple[CandidateResult, ...]) -> dict[str, str]:
+    """The cache types of every measured candidate side by side; nothing where no length is configured."""
+    rows = [
+        (each.candidate, row)
+        for each in results
+        if each.candidate is not None and each.measurement is not None
+        for row in at_long_context(workspace, each.candidate)
+    ]
+    return {"long_context.csv": long_context_csv(rows)} if rows else {}
 
 
 def _failed(result: CandidateResult, error: BaseException) -> CandidateResult:
