@@ -70,6 +70,39 @@ class WeightCandidate(Section):
     kv_cache: tuple[Literal["f32", "bf16", "f16", "u8", "u4"], ...] = Field(("f32",), min_length=1)
 
 
+class ParallelSettings(Section):
+    """Who builds and screens candidates. Speed and memory are always measured one at a time, by the rollout's own process."""
+
+    runner: Literal["threads", "dask", "ray"] = Field(
+        "threads",
+        description="Prefect's task runner; dask, ray: package prefect-dask or prefect-ray, and a Prefect server in PREFECT_API_URL",
+    )
+    workers: int = Field(
+        1, ge=1, description="candidates at a time, each in a process with `threads` threads"
+    )
+    address: str | None = Field(
+        None,
+        min_length=1,
+        description="running Dask scheduler or Ray cluster, whose workers see the store; null: on this machine",
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> "ParallelSettings":
+        if self.address is not None and self.runner == "threads":
+            raise ValueError("address is that of a cluster; set runner to dask or ray, or leave it out")
+        return self
+
+    @property
+    def is_serial(self) -> bool:
+        """One candidate after another in the rollout's own process."""
+        return self.runner == "threads" and self.workers == 1
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the workers share this machine."""
+        return self.address is None
+
+
 class QuantizeSettings(Section):
     """Stage 2."""
 
@@ -81,6 +114,7 @@ class QuantizeSettings(Section):
     max_build_mib: float | None = Field(
         None, gt=0, description="memory that a build may take, MiB; null: what the machine has left"
     )
+    parallel: ParallelSettings = ParallelSettings()
     long_context_tokens: tuple[int, ...] = Field(
         (),
         description=(

@@ -60,8 +60,10 @@ class Preflight(Record):
 
 
 def machine_limits(config: Config, store: Store) -> Limits:
-    """What this machine has left: the control group's limit or what is available, whichever is less; the store's disk."""
+    """What this machine has left for each worker: the control group's limit or what is available, whichever is less; the disk."""
     memory = min(memory_limit_bytes(), int(psutil.virtual_memory().available))
+    if config.quantize is not None and config.quantize.parallel.is_here:
+        memory //= config.quantize.parallel.workers
     return Limits(
         memory_mib=memory / MIB,
         build_mib=config.quantize.max_build_mib if config.quantize else None,

@@ -13,6 +13,7 @@ from tasks.compression.build_cost import build_cost, build_metrics
 from tasks.compression.error import CompressionError
 from tasks.engines.protocol import EngineError
 from tasks.quality.quality_error import QualityError
+from tasks.quantization.fan_out import ScreenMap, budget_spent, side_by_side
 from tasks.quantization.long_context import at_long_context, long_context_csv, long_context_metrics
 from tasks.quantization.parity import check_export
 from tasks.quantization.preflight import refusals
@@ -22,6 +23,7 @@ from tasks.release.candidate import Candidate, Measurement
 from tasks.release.decision import choose, missed_goals
 from tasks.release.judging import judge_candidate, screen_candidate
 from tasks.release.measuring import make_candidate, measure_candidate
+from tasks.release.quiet import at_work
 from tasks.release.stage_result import CandidateResult, StageResult
 from tasks.release.workspace import Workspace
 
@@ -30,13 +32,24 @@ logger = logging.getLogger(__name__)
 _FAILURES = (CompressionError, EngineError, QualityError, MemoryError)
 
 
-def quantize(workspace: Workspace, settings: QuantizeSettings, baseline: Measurement) -> StageResult:
+def quantize(
+    workspace: Workspace,
+    settings: QuantizeSettings,
+    baseline: Measurement,
+    screen_map: ScreenMap | None = None,
+) -> StageResult:
     """Try every candidate, judge the best.
+
+    Args:
+        workspace: of the rollout.
+        settings: the declared candidates.
+        baseline: the source's measurement, which speed-ups refer to.
+        screen_map: builds and screens candidates side by side; None: one after another, in this process.
 
     Raises:
         EngineError, QualityError, StoreError: the source could not be scored, or the verdict could not be reached.
     """
-    results = _search(workspace, settings)
+    results = _search(workspace, settings, screen_map)
     chosen = choose(results, workspace.config.goals, workspace.config.quality.margins, baseline)
     if chosen is None or chosen.candidate is None:
         reasons = "; ".join(f"{result.name}: {result.error or result.dropped}" for result in results)
@@ -67,9 +80,11 @@ def quantize(workspace: Workspace, settings: QuantizeSettings, baseline: Measure
     )
 
 
-def _search(workspace: Workspace, settings: QuantizeSettings) -> tuple[CandidateResult, ...]:
+def _search(
+    workspace: Workspace, settings: QuantizeSettings, screen_map: ScreenMap | None
+) -> tuple[CandidateResult, ...]:
     """Every declared candidate: screened and reloaded, and measured where it survives."""
-    screened = _screen_all(workspace, settings)
+    screened = _screen_all(workspace, settings, screen_map)
     sound = [each.candidate for each in screened if each.candidate is not None and each.screen]
     failed = check_reloads(workspace, sound)
     margins, adapt = workspace.config.quality.margins, workspace.config.adapt
@@ -92,20 +107,27 @@ def _search(workspace: Workspace, settings: QuantizeSettings) -> tuple[Candidate
     )
 
 
-def _screen_all(workspace: Workspace, settings: QuantizeSettings) -> list[CandidateResult]:
+def _screen_all(
+    workspace: Workspace, settings: QuantizeSettings, screen_map: ScreenMap | None
+) -> list[CandidateResult]:
     began_s, minutes = time.monotonic(), settings.budget_minutes
     refused = refusals(workspace)
+    if screen_map is not None:
+        every = [
+            (each, engine) for each in settings.candidates for engine in _engines(workspace, each, settings)
+        ]
+        return side_by_side(workspace, every, refused, screen_map)
     screened: list[CandidateResult] = []
     for declared in settings.candidates:
         for engine in _engines(workspace, declared, settings):
             name = _name(declared, engine)
             reason = refused.get(name)
             if minutes is not None and screened and time.monotonic() - began_s > 60 * minutes:
-                reason = f"not tried: quantize.budget_minutes ({minutes:g}) was spent"
+                reason = budget_spent(minutes)
             if reason is not None:
                 screened.append(CandidateResult(name=name, candidate=None, measurement=None, dropped=reason))
             else:
-                screened.append(_screen(workspace, declared, engine))
+                screened.append(screen_one(workspace, declared, engine))
     return screened
 
 
@@ -125,12 +147,18 @@ def _engines(
     )
 
 
-def _screen(workspace: Workspace, declared: WeightCandidate, engine: EngineSettings) -> CandidateResult:
+def screen_one(workspace: Workspace, declared: WeightCandidate, engine: EngineSettings) -> CandidateResult:
+    """Build and screen one candidate; what goes wrong is its error.
+
+    Raises:
+        StoreError: the store is damaged or full.
+    """
     name = _name(declared, engine)
     candidate: Candidate | None = None
     try:
-        candidate = make_candidate(workspace, workspace.source, engine, declared.weights)
-        screen = screen_candidate(workspace, candidate)
+        with at_work(workspace.store):
+            candidate = make_candidate(workspace, workspace.source, engine, declared.weights)
+            screen = screen_candidate(workspace, candidate)
     except _FAILURES as error:
         return _failed(CandidateResult(name=name, candidate=candidate, measurement=None), error)
     return CandidateResult(

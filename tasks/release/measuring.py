@@ -18,6 +18,7 @@ from tasks.release.alone import Served, ServeJob, served_alone
 from tasks.release.candidate import Candidate, Measurement, Memory
 from tasks.release.greedy import NEW_TOKENS, greedy_prompts, keep_continuations
 from tasks.release.machine import machine_digest
+from tasks.release.quiet import quiet
 from tasks.release.workspace import Workspace
 from tasks.store.artifact import Artifact
 from tasks.store.digest import code_digest, digest_of
@@ -123,7 +124,8 @@ def measure_on(
             prompts=greedy_prompts(workspace) if with_continuations else (),
             continued_tokens=NEW_TOKENS,
         )
-        served = served_alone(workspace.store, job)
+        with quiet(workspace.store):
+            served = served_alone(workspace.store, job)
         if with_continuations:
             keep_continuations(workspace, candidate, served.continued)
         return _measurement(workspace, candidate, requests, served)
