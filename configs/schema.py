@@ -61,13 +61,23 @@ class ProfileSettings(Section):
 
 
 class WeightCandidate(Section):
-    """One point of the quantize stage's declared space: a weight format on an engine, with each KV-cache type."""
+    """One point of the quantize stage's declared space: a weight format on an engine, with each KV-cache type.
 
-    engine: Literal["openvino", "onnxruntime"]
+    engine: vllm is built, and served by `vllm serve`; it is not measured here, so it is recorded and never proposed.
+    """
+
+    engine: Literal["openvino", "onnxruntime", "vllm"]
     weights: WeightSettings
     compute: Literal["f32", "bf16"] = "f32"
     activation_group: int = Field(0, ge=0, description="int8 activations in groups of this size (OpenVINO)")
     kv_cache: tuple[Literal["f32", "bf16", "f16", "u8", "u4"], ...] = Field(("f32",), min_length=1)
+
+    @model_validator(mode="after")
+    def _possible(self) -> "WeightCandidate":
+        objection = self.weights.vllm_objection if self.engine == "vllm" else None
+        if objection is not None:
+            raise ValueError(objection)
+        return self
 
 
 class ParallelSettings(Section):

@@ -33,6 +33,7 @@ _MIB = 2**20
 _BUILDERS: dict[EngineName, tuple[str, ...]] = {
     "openvino": ("torch", "transformers", "nncf", "openvino_tokenizers", "optimum.exporters.openvino"),
     "onnxruntime": ("torch", "transformers", "onnx_ir", "onnxruntime", "onnxruntime_genai"),
+    "vllm": ("torch", "transformers", "safetensors.torch"),
 }
 
 
