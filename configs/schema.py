@@ -118,6 +118,11 @@ class QuantizeSettings(Section):
 
     candidates: tuple[WeightCandidate, ...] = Field(min_length=1)
     scheduler: SchedulerSettings = SchedulerSettings()
+    tries: int = Field(
+        1,
+        ge=1,
+        description="candidates judged on the gate items, the next best where one does not pass; each is one of quality.tries",
+    )
     budget_minutes: float | None = Field(
         None, gt=0, description="no further candidate is begun after this time; null: all are tried"
     )
@@ -266,11 +271,15 @@ class Config(Section):
             raise ValueError(
                 "batching, adapt and distill act on what quantize proposes; add a quantize section"
             )
-        judging = [n for n in ("quantize", "adapt", "distill") if getattr(self, n) is not None]
-        if self.quality.tries < len(judging):
+        judging = {n: 1 for n in ("adapt", "distill") if getattr(self, n) is not None}
+        if self.quantize is not None:
+            judging = {"quantize": self.quantize.tries} | judging
+        if self.quality.tries < sum(judging.values()):
+            stages = ", ".join(f"{name} {count}" for name, count in judging.items())
             raise ValueError(
-                f"quality.tries ({self.quality.tries}) must not be below the stages that judge a candidate on the gate items "
-                f"({', '.join(judging)}): alpha holds over all of them; raise tries to {len(judging)} or take a stage out"
+                f"quality.tries ({self.quality.tries}) must not be below the candidates that stages judge on the gate items "
+                f"({stages}): alpha holds over all of them; raise tries to {sum(judging.values())}, lower quantize.tries, or take a "
+                "stage out"
             )
         if self.judge is not None and self.behaviour is None:
             raise ValueError("judge compares the answers of behaviour; add a behaviour section")

@@ -1,7 +1,8 @@
 """The quantize stage: every declared weight format and KV-cache type screened, the survivors measured, the best one judged.
 
-Screening uses the search split, the verdict the gate split, once: the best of twenty would otherwise be flattered by the choice
-(winner's curse). A candidate that cannot be built or run is recorded with its reason and does not end the search.
+Screening uses the search split, the verdict the gate split: the best of twenty would otherwise be flattered by the choice
+(winner's curse). Where the best does not pass, the next best is judged, as often as `quantize.tries` declares and
+`quality.tries` pays for. A candidate that cannot be built or run is recorded with its reason and does not end the search.
 """
 
 import logging
@@ -20,8 +21,8 @@ from tasks.quantization.preflight import refusals
 from tasks.quantization.reload import check_reloads
 from tasks.quantization.survivors import surviving, why_dropped
 from tasks.release.candidate import Candidate, Measurement
-from tasks.release.decision import choose, missed_goals
-from tasks.release.judging import judge_candidate, screen_candidate
+from tasks.release.decision import missed_goals, worth_judging
+from tasks.release.judging import Judgement, judge_candidate, screen_candidate
 from tasks.release.measuring import make_candidate, measure_candidate
 from tasks.release.quiet import at_work
 from tasks.release.stage_result import CandidateResult, StageResult
@@ -38,7 +39,7 @@ def quantize(
     baseline: Measurement,
     screen_map: ScreenMap | None = None,
 ) -> StageResult:
-    """Try every candidate, judge the best.
+    """Try every candidate, judge the best; where it does not pass, the next best, as often as is declared.
 
     Args:
         workspace: of the rollout.
@@ -50,8 +51,9 @@ def quantize(
         EngineError, QualityError, StoreError: the source could not be scored, or the verdict could not be reached.
     """
     results = _search(workspace, settings, screen_map)
-    chosen = choose(results, workspace.config.goals, workspace.config.quality.margins, baseline)
-    if chosen is None or chosen.candidate is None:
+    goals = workspace.config.goals
+    ranked = worth_judging(results, goals, workspace.config.quality.margins, baseline)
+    if not ranked:
         reasons = "; ".join(f"{result.name}: {result.error or result.dropped}" for result in results)
         return StageResult(
             stage="quantize",
@@ -60,23 +62,58 @@ def quantize(
             candidates=results,
             reason=f"no candidate could be built and measured ({reasons})",
         )
-    judged = judge_candidate(workspace, chosen.candidate, "preserve")
-    kept = judged.verdict == "PASS"
-    missed = missed_goals(workspace.config.goals, chosen.measurement, baseline) if chosen.measurement else ()
+    judged = _judge_in_turn(workspace, ranked[: settings.tries])
+    chosen, judgement = judged[-1] if judged[-1][1].verdict == "PASS" else _least_bad(judged)
+    kept = judgement.verdict == "PASS"
+    missed = missed_goals(goals, chosen.measurement, baseline) if chosen.measurement else ()
     note = f"; misses {'; '.join(missed)}" if kept and missed else ""
+    others = "".join(
+        f"; before it {each.name}: {said.verdict}" for each, said in judged if each is not chosen
+    )
     return StageResult(
         stage="quantize",
-        verdict=judged.verdict,
+        verdict=judgement.verdict,
         kept=kept,
-        reason=f"{chosen.name}: {judged.reason}{note}",
+        reason=f"{chosen.name}: {judgement.reason}{note}{others if kept else ''}",
         proposal=chosen.candidate,
         measurement=chosen.measurement,
-        gate=judged.gate,
-        candidates=results,
-        samples=judged.samples,
-        provisional=judged.provisional,
-        metrics=judged.metrics,
-        text=judged.text | _long_context_table(workspace, results),
+        gate=judgement.gate,
+        candidates=_with_verdicts(results, judged),
+        samples=judgement.samples,
+        provisional=judgement.provisional,
+        metrics=judgement.metrics,
+        text=judgement.text | _long_context_table(workspace, results),
+    )
+
+
+def _judge_in_turn(
+    workspace: Workspace, ranked: tuple[CandidateResult, ...]
+) -> list[tuple[CandidateResult, Judgement]]:
+    """Judge one after another until one passes; every one of them is a try on the gate items."""
+    judged: list[tuple[CandidateResult, Judgement]] = []
+    for result in ranked:
+        if result.candidate is None:
+            raise ValueError(f"{result.name} was never built")
+        judged.append((result, judge_candidate(workspace, result.candidate, "preserve")))
+        if judged[-1][1].verdict == "PASS":
+            break
+    return judged
+
+
+def _least_bad(judged: list[tuple[CandidateResult, Judgement]]) -> tuple[CandidateResult, Judgement]:
+    """The first that was not proven worse, or the first."""
+    return next((each for each in judged if each[1].verdict != "FAIL"), judged[0])
+
+
+def _with_verdicts(
+    results: tuple[CandidateResult, ...], judged: list[tuple[CandidateResult, Judgement]]
+) -> tuple[CandidateResult, ...]:
+    said = {each.name: judgement for each, judgement in judged}
+    return tuple(
+        each.model_copy(update={"judged": said[each.name].verdict, "reason": said[each.name].reason})
+        if each.name in said
+        else each
+        for each in results
     )
 
 

@@ -47,20 +47,20 @@ def missed_goals(goals: Goals, measured: Measurement, baseline: Measurement) -> 
     )
 
 
-def choose(
+def worth_judging(
     results: Sequence[CandidateResult], goals: Goals, margins: Margins, baseline: Measurement
-) -> CandidateResult | None:
-    """The candidate to judge: the fastest that meets the goals and whose screen is within the margins.
+) -> tuple[CandidateResult, ...]:
+    """The candidates to judge, best first: the fastest that meets the goals and whose screen is within the margins.
 
-    Where none is, goals give way before quality: a gate can only say no to what is proposed. Where no screen is within the
-    margins, the smallest divergence is proposed, so that the report says how far away the space is.
+    Where none meets them, goals give way before quality: a gate can only say no to what is proposed. Where no screen is within the
+    margins, the smallest divergence alone is judged, so that the report says how far away the space is.
     """
     usable = [result for result in results if result.measurement is not None]
     good = [result for result in usable if _within(result, margins)]
     best = [r for r in good if not missed_goals(goals, _measured(r), baseline)] or good
     if best:
-        return max(best, key=_speed)
-    return min(usable, key=lambda result: result.screen["kl_nats"], default=None)
+        return tuple(sorted(best, key=_speed, reverse=True))
+    return tuple(sorted(usable, key=lambda result: result.screen["kl_nats"])[:1])
 
 
 def challenger(

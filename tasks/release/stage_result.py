@@ -21,6 +21,8 @@ class CandidateResult(Record):
         screen: cheap quality figures on the search split, by metric name ("kl_nats", "perplexity_delta_fraction", ...).
         error: why it failed, one line; None when it did not.
         dropped: why it was given up before it was measured; None where it was not.
+        judged: the gate's verdict on it, where it was judged.
+        reason: of that verdict, one line.
         metrics: further figures under their MLflow names: what it took to build, how it agrees with its source.
     """
 
@@ -30,6 +32,8 @@ class CandidateResult(Record):
     screen: dict[str, float] = Field(default_factory=dict)
     error: str | None = None
     dropped: str | None = None
+    judged: VerdictName | None = None
+    reason: str = ""
     metrics: dict[str, float] = Field(default_factory=dict)
 
 

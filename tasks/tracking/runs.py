@@ -230,6 +230,11 @@ def _log_candidate(
         tags |= {"keiryo.verdict": "ERROR", "mlflow.note.content": f"**ERROR**: {result.error}"}
     elif result.dropped is not None:
         tags["mlflow.note.content"] = result.dropped
+    elif result.judged is not None:
+        tags |= {
+            "keiryo.verdict": result.judged,
+            "mlflow.note.content": f"**{result.judged}**: {result.reason}",
+        }
     elif proposed:
         tags["keiryo.verdict"] = stage.verdict
     run = tracking.client.create_run(experiment, tags=tags, run_name=result.name)

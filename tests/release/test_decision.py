@@ -1,11 +1,11 @@
 """The rules of a rollout, on records alone: goals, the choice, the challenger, what runs next, the verdict of the whole."""
 
 import pytest
-from fake_rollout import INT4, INT8, MEASURED, RESULTS, SOURCE, tried
+from fake_rollout import ADAPTED, BATCHED, INT4, INT8, MEASURED, RESULTS, SOURCE, tried
 
 from configs.quality import Margins
 from configs.schema import AdaptSettings, Goals, TrainingSettings
-from tasks.release.decision import adaptation_purpose, challenger, choose, missed_goals, overall
+from tasks.release.decision import adaptation_purpose, challenger, missed_goals, overall, worth_judging
 from tasks.release.progress import Progress
 from tasks.release.stage_result import CandidateResult, StageResult
 
@@ -34,19 +34,28 @@ def test_goals_are_limits_on_the_measurement(goals, missed):
 
 def test_the_fastest_within_the_margins_is_proposed():
     results = [tried(INT8, 0.004), tried(INT4, 0.3), BROKEN]
-    assert choose(results, Goals(), Margins(), BASELINE).candidate == INT8
+    assert _names(worth_judging(results, Goals(), Margins(), BASELINE)) == [INT8.name]
+
+
+def test_the_next_best_within_the_margins_follow_by_speed():
+    results = [tried(INT8, 0.004), tried(BATCHED, 0.004), tried(INT4, 0.3)]
+    assert _names(worth_judging(results, Goals(), Margins(), BASELINE)) == [BATCHED.name, INT8.name]
 
 
 def test_quality_comes_before_goals():
     """Only int4 is small enough, but it is far outside the margins: the gate must not be asked to pass it."""
     results = [tried(INT8, 0.004), tried(INT4, 0.3)]
-    assert choose(results, Goals(max_weights_mib=100), Margins(), BASELINE).candidate == INT8
+    assert _names(worth_judging(results, Goals(max_weights_mib=100), Margins(), BASELINE)) == [INT8.name]
 
 
 def test_without_a_good_one_the_least_bad_is_proposed():
-    results = [tried(INT4, 0.3), BROKEN]
-    assert choose(results, Goals(), Margins(), BASELINE).candidate == INT4
-    assert choose([BROKEN], Goals(), Margins(), BASELINE) is None
+    results = [tried(INT4, 0.3), tried(ADAPTED, 0.4), BROKEN]
+    assert _names(worth_judging(results, Goals(), Margins(), BASELINE)) == [INT4.name]
+    assert worth_judging([BROKEN], Goals(), Margins(), BASELINE) == ()
+
+
+def _names(results):
+    return [result.name for result in results]
 
 
 def test_the_challenger_meets_the_goals_and_is_not_the_release():
