@@ -23,6 +23,7 @@ from tasks.data.text import TextSplits
 from tasks.models.checkpoint import Architecture
 from tasks.quantization.candidate_needs import candidate_name
 from tasks.release.fresh_process import run_fresh
+from tasks.release.quiet import at_work
 from tasks.release.scoring import CandidateScores
 from tasks.release.stage_result import CandidateResult
 from tasks.release.workspace import Workspace
@@ -140,7 +141,7 @@ def side_by_side(
         EngineError, QualityError: the source, which every screen compares with, cannot be scored.
         StoreError: a worker does not see the store, or it is damaged.
     """
-    with CandidateScores(workspace, None, "search") as source:
+    with at_work(workspace.store), CandidateScores(workspace, None, "search") as source:
         source.text()  # before they all ask for it at once
     minutes = workspace.config.quantize.budget_minutes if workspace.config.quantize else None
     until_s = None if minutes is None else time.time() + 60 * minutes
