@@ -108,8 +108,9 @@ def pack_codes(codes_NK: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
             f"a linear layer has {inputs} inputs; {bits}-bit weights for vLLM are packed by {in_a_word}; use engine: openvino"
         )
     shifts = np.arange(in_a_word, dtype=np.uint32) * bits
-    words = codes_NK.reshape(outputs, -1, in_a_word).astype(np.uint32) << shifts
-    return np.bitwise_or.reduce(words, axis=-1).view(np.int32)
+    fields = codes_NK.reshape(outputs, -1, in_a_word).astype(np.uint32) << shifts
+    words: NDArray[np.uint32] = np.bitwise_or.reduce(fields, axis=-1)
+    return words.view(np.int32)
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
