@@ -4,6 +4,8 @@ Batches of another shape round differently, and a nearly tied answer tips over. 
 lies within this noise would be one on the batch size: such a margin is refused.
 """
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
@@ -33,6 +35,7 @@ class NoiseFloor(Record):
         changed: samples whose value differs at all.
         items: samples.
         alpha: one-sided level of the limit.
+        method: "counted": from the samples that changed; "leads": from how far leads moved (`tasks.quality.tipping`).
     """
 
     task: str
@@ -41,6 +44,7 @@ class NoiseFloor(Record):
     changed: int
     items: int
     alpha: float
+    method: Literal["counted", "leads"] = "counted"
 
 
 def noise_floor(first: Samples, second: Samples, *, alpha: float = 0.05) -> tuple[NoiseFloor, ...]:

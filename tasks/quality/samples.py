@@ -30,7 +30,9 @@ class Sample(Record):
 
 
 class ItemNote(Record):
-    """One item for people to read: what was asked, what is right, what one model answered. Nothing is judged by it.
+    """One item for people to read: what was asked, what is right, what one model answered.
+
+    No verdict is taken from it; the noise floor reads its margin.
 
     Attributes:
         task: name of the task, or of the text.

@@ -3,9 +3,12 @@
 What it claims, of a weight format on an engine configuration: at 95 % confidence, however often it draws, a task's answers change
 by the batch size alone in a share of its items that lies below the accuracy margin; and the text's perplexity and KL move by less than
 their margins, on the sections that are probed, whichever of them moved most. It says nothing of other formats or engines, and it is
-probed once for both. Answers that change are rare: the probe begins with as many items as prove a margin when nothing changes, and
-draws as many more as would prove it where something does. The scores behind the verdict are one of its two sides, so that only the
-other one is scored.
+probed once for both. The scores behind the verdict are one of its two sides, so that only the other one is scored.
+
+A few items are probed first: how far the lead of the right choice moved, beside the leads of all judged items, bounds the answers
+that could tip (`tasks.quality.tipping`). Where that does not prove the margin, or there are no leads, the answers that change are
+counted: they are rare, so the count begins with as many items as prove a margin when nothing changes, and draws as many more as would
+prove it where something does.
 """
 
 import logging
@@ -21,6 +24,7 @@ from tasks.quality.noise_floor import NoiseFloor, noise_floor, refuse_below_floo
 from tasks.quality.sample_set import joined_samples, samples_of
 from tasks.quality.samples import Samples
 from tasks.quality.score_log import ScoreLog
+from tasks.quality.tipping import tipping_floor
 from tasks.quality.tokenizer import TextTokenizer
 from tasks.release.candidate import Candidate
 from tasks.release.gate_tasks import judged_tasks, task_set
@@ -40,6 +44,9 @@ PROBED_SECTIONS = (
 )
 ALPHA = 0.05
 """Of all draws of a task together: the first is judged at half of it, each further one at half of the one before."""
+
+LED_ITEMS = 40
+"""Items whose leads are watched first."""
 
 NO_MARGIN = 0.5
 """Taken where accuracy has no margin: a few items then say what the floor is."""
@@ -126,7 +133,10 @@ def _probe(workspace: Workspace, candidate: Candidate, scored: str) -> Noise:
         again = _text(workspace, candidate, other)
         floors = {(floor.task, floor.metric): floor for floor in noise_floor(_of_same(known, again), again)}
         for name, size in tasks.items():
-            own = samples_of(row for row in known.rows if row.task == name)
+            own = samples_of(
+                (row for row in known.rows if row.task == name),
+                (note for note in known.notes if note.task == name),
+            )
             for floor in _of_task(workspace, candidate, (engine, other), name, size, own):
                 floors[floor.task, floor.metric] = floor
     return Noise(floors=tuple(floors.values()))
@@ -140,19 +150,25 @@ def _of_task(
     size: int,
     first: Samples,
 ) -> tuple[NoiseFloor, ...]:
-    """The floors of one task; `engines` score as the gate did and in other batches, `first` is what the gate has."""
+    """The floors of one task; `engines` score as the gate did and in other batches, `first` is what the gate has, with notes."""
     margin = workspace.config.quality.margins.accuracy or NO_MARGIN
-    parts: list[Samples] = []
+    judged = len({row.item for row in first.rows})
+    asked = min(LED_ITEMS, judged)
+    parts = [_task(workspace, candidate, engines[1], name, asked, 0)]
     level = ALPHA / 2
+    led = tipping_floor(first, parts[0], alpha=level)
+    if led is not None and led.floor < margin:
+        return (led,)
+    level /= 2
     # So many prove the margin where nothing changes: (1 - margin)^n is below the level.
-    asked, count = 0, min(math.ceil(math.log(level) / math.log1p(-margin)) + 1, size)
+    count = max(asked, min(math.ceil(math.log(level) / math.log1p(-margin)) + 1, size))
     while True:
-        parts.append(_task(workspace, candidate, engines[1], name, count, asked))
+        if count > asked:
+            parts.append(_task(workspace, candidate, engines[1], name, count, asked))
         again = joined_samples(parts)
-        judged = len({row.item for row in first.rows})
         if count > judged:
             more = _task(workspace, candidate, engines[0], name, count, judged)
-            first = joined_samples([first, more])
+            first, judged = joined_samples([first, more]), count
         found = noise_floor(_of_same(first, again), again, alpha=level)
         worst = max((floor.floor for floor in found), default=0.0)
         if count == size or worst < margin:
@@ -183,4 +199,4 @@ def _task(
     scored = task_set(workspace).score(
         engine, TextTokenizer(folder), {name: items}, max_tokens=context_tokens(folder), after=after
     )
-    return samples_of(scored.rows)
+    return samples_of(scored.rows, scored.notes)

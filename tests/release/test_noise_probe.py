@@ -9,12 +9,13 @@ import pytest
 
 from configs.quality import Margins
 from tasks.quality.sample_set import samples_of
-from tasks.quality.samples import Samples
+from tasks.quality.samples import ItemNote, Samples
 from tasks.release import noise_probe
 from tasks.release.noise_probe import Noise, OtherBatches
 from tests.quality.test_gate import answers, text
 
 JUDGED, SIZE = 150, 600
+MARKED = 10**6  # no item: the side that is asked again says True to it
 ENGINE = object()
 Asked = list[tuple[str, int, int]]
 
@@ -39,7 +40,8 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], bool]], 
             return scored(after, items, changes if again else lambda item: False)
 
         nats = np.full(64, 3.0)
-        known = samples_of([*scored(0, JUDGED, lambda item: False).rows, *text(nats)])
+        judged = scored(0, JUDGED, lambda item: False)
+        known = samples_of([*judged.rows, *text(nats)], judged.notes)
         monkeypatch.setattr(noise_probe, "samples", lambda workspace, key: known)
         monkeypatch.setattr(noise_probe, "open_candidate", lambda *_: nullcontext(ENGINE))
         monkeypatch.setattr(noise_probe, "judged_tasks", lambda _: {"facts": SIZE})
@@ -54,22 +56,46 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], bool]], 
 
 def test_where_nothing_changes_the_judged_items_are_asked_once_more_and_no_others(probe) -> None:
     found, asked = probe(lambda item: False)
-    assert asked == [("again", 0, 123)]
+    assert asked == [("again", 0, 40), ("again", 40, 145)]
     floors = {floor.metric: floor for floor in found.floors}
     accuracy = floors["accuracy"]
-    assert (accuracy.items, accuracy.changed) == (123, 0)
+    assert (accuracy.items, accuracy.changed) == (145, 0)
     assert 0.02 < accuracy.floor < 0.03
     perplexity = floors["perplexity"]
     assert (perplexity.items, perplexity.changed) == (12, 12)
     assert 0 < perplexity.floor < 1e-3
 
 
+@pytest.mark.parametrize(("moved_nats", "asked_items"), [(0.02, [40]), (1.0, [40, 145])])
+def test_leads_that_hardly_move_prove_the_margin_on_a_few_items(
+    probe, monkeypatch, moved_nats, asked_items
+) -> None:
+    """Every item leads by 2 nats: a movement of 0.02 tips none, one of 1 could."""
+
+    def with_leads(after: int, items: int, changes: Callable[[int], bool]) -> Samples:
+        rows = plain(after, items, changes).rows
+        again = changes(MARKED)
+        leads = (2 + (moved_nats * (-1) ** int(row.item) if again else 0) for row in rows)
+        notes = (
+            ItemNote(task=row.task, item=row.item, item_hash=row.item_hash, prompt="?", margin_nats=lead)
+            for row, lead in zip(rows, leads, strict=True)
+        )
+        return samples_of(rows, notes)
+
+    plain = scored
+    monkeypatch.setitem(globals(), "scored", with_leads)
+    found, asked = probe(lambda item: item == MARKED)
+    assert [items for who, _, items in asked if who == "again"] == asked_items
+    (accuracy,) = (floor for floor in found.floors if floor.metric == "accuracy")
+    assert accuracy.method == ("leads" if len(asked_items) == 1 else "counted")
+
+
 def test_where_answers_change_as_many_more_are_drawn_as_would_prove_the_margin(probe) -> None:
     found, asked = probe(lambda item: item in (5, 50))
-    # 2 of 123 do not prove 3 points, 2 of about 275 do: only what is new is asked, of the gate's side what it had not judged
+    # 2 of 145 do not prove 3 points, 2 of about 300 do: only what is new is asked, of the gate's side what it had not judged
     last = asked[-1][2]
-    assert asked == [("again", 0, 123), ("again", 123, last), ("first", JUDGED, last)]
-    assert 265 <= last <= 290
+    assert asked == [("again", 0, 40), ("again", 40, 145), ("again", 145, last), ("first", JUDGED, last)]
+    assert 280 <= last <= 320
     (accuracy,) = (floor for floor in found.floors if floor.metric == "accuracy")
     assert (accuracy.items, accuracy.changed) == (last, 2)
     assert accuracy.floor < 0.03
