@@ -3,7 +3,7 @@
 import copy
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from configs.behaviour import BehaviourSettings, JudgeSettings
 from configs.engine import EngineSettings, SchedulerSettings
@@ -61,13 +61,56 @@ class ProfileSettings(Section):
 
 
 class WeightCandidate(Section):
-    """One point of the quantize stage's declared space: a weight format on an engine, with each KV-cache type."""
+    """One point of the quantize stage's declared space: a weight format on an engine, with each KV-cache type.
 
-    engine: Literal["openvino", "onnxruntime"]
+    engine: vllm is built, and served by `vllm serve`; it is not measured here, so it is recorded and never proposed.
+    """
+
+    engine: Literal["openvino", "onnxruntime", "vllm"]
     weights: WeightSettings
     compute: Literal["f32", "bf16"] = "f32"
     activation_group: int = Field(0, ge=0, description="int8 activations in groups of this size (OpenVINO)")
     kv_cache: tuple[Literal["f32", "bf16", "f16", "u8", "u4"], ...] = Field(("f32",), min_length=1)
+
+    @model_validator(mode="after")
+    def _possible(self) -> "WeightCandidate":
+        objection = self.weights.vllm_objection if self.engine == "vllm" else None
+        if objection is not None:
+            raise ValueError(objection)
+        return self
+
+
+class ParallelSettings(Section):
+    """Who builds and screens candidates. Speed and memory are always measured one at a time, by the rollout's own process."""
+
+    runner: Literal["threads", "dask", "ray"] = Field(
+        "threads",
+        description="Prefect's task runner; dask, ray: package prefect-dask or prefect-ray, and a Prefect server in PREFECT_API_URL",
+    )
+    workers: int = Field(
+        1, ge=1, description="candidates at a time, each in a process with `threads` threads"
+    )
+    address: str | None = Field(
+        None,
+        min_length=1,
+        description="running Dask scheduler or Ray cluster, whose workers see the store; null: on this machine",
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> "ParallelSettings":
+        if self.address is not None and self.runner == "threads":
+            raise ValueError("address is that of a cluster; set runner to dask or ray, or leave it out")
+        return self
+
+    @property
+    def is_serial(self) -> bool:
+        """One candidate after another in the rollout's own process."""
+        return self.runner == "threads" and self.workers == 1
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the workers share this machine."""
+        return self.address is None
 
 
 class QuantizeSettings(Section):
@@ -86,6 +129,21 @@ class QuantizeSettings(Section):
     max_build_mib: float | None = Field(
         None, gt=0, description="memory that a build may take, MiB; null: what the machine has left"
     )
+    parallel: ParallelSettings = ParallelSettings()
+    long_context_tokens: tuple[int, ...] = Field(
+        (),
+        description=(
+            "prompt lengths at which what survives the screen is measured once more, one stream with 16 new tokens, each cache type "
+            "beside the others; none: it is not"
+        ),
+    )
+
+    @field_validator("long_context_tokens")
+    @classmethod
+    def _lengths(cls, contexts: tuple[int, ...]) -> tuple[int, ...]:
+        if any(tokens < 1 for tokens in contexts) or len(set(contexts)) < len(contexts):
+            raise ValueError("prompt lengths are above 0 and each is given once")
+        return contexts
 
 
 class BatchingSettings(Section):

@@ -115,6 +115,27 @@ class WeightSettings(Section):
         return self
 
     @property
+    def vllm_objection(self) -> str | None:
+        """Why vLLM's integer kernels do not take this format, with the way out; None where they do."""
+        if self.bits in (16, 32):
+            return None
+        mixed = ("int8_ratio", "int8_layers", "max_bytes_fraction", "max_rounding_nats")
+        if given := [name for name in mixed if getattr(self, name)]:
+            return (
+                f"engine: vllm computes q, k and v, and gate and up, as one matrix of one format; leave {given[0]} out, or use engine: "
+                "openvino"
+            )
+        if self.number != "int" or self.activations != "float" or not self.symmetric:
+            return "engine: vllm takes weights alone, as symmetric integers; set symmetric: true and leave number and activations out"
+        if self.calibration not in ("none", "gptq"):
+            return f"calibration: {self.calibration} is made for another engine; with engine: vllm use none or gptq"
+        if self.group_size not in (-1, 32, 64, 128):
+            return f"group_size is {self.group_size}; engine: vllm has kernels for 32, 64, 128 and -1 (per channel)"
+        if self.embedding_bits not in (16, 32):
+            return f"embedding_bits is {self.embedding_bits}; engine: vllm keeps the token embedding at 16 or 32; set it"
+        return None
+
+    @property
     def label(self) -> str:
         """Readable format: "f32", "int8 asym per channel", "int4 sym g64 awq 20 % int8"."""
         if self.bits in (16, 32):

@@ -19,7 +19,7 @@ from tasks.batching.task import batching_stage
 from tasks.distillation.task import distill_stage
 from tasks.profiling.task import profile_stage
 from tasks.quantization.preflight import preflight
-from tasks.quantization.task import quantize_stage
+from tasks.quantization.task import check_runner, quantize_stage
 from tasks.release import decision
 from tasks.release.progress import Progress
 from tasks.release.summary import RolloutSummary
@@ -37,6 +37,7 @@ def rollout(config: str, overrides: list[str] | None = None) -> State[dict[str, 
     """
     began_s = time.monotonic()
     settings = load_config(Path(config), overrides or [])
+    check_runner(settings)
     workspace = prepare(settings)
     preflight(workspace)
     run = RolloutRun.open(workspace)

@@ -13,6 +13,7 @@ from tasks.profiling.cache_memory import BLOCK_TOKENS, cache_token_bytes
 from tasks.release.candidate import Candidate, Measurement
 from tasks.release.judging import judge_candidate
 from tasks.release.measuring import measure_candidate, open_candidate, prompt_tokens
+from tasks.release.quiet import quiet
 from tasks.release.stage_result import CandidateResult, StageResult
 from tasks.release.workspace import Workspace
 from tasks.serving.requests import request_list
@@ -78,7 +79,7 @@ def _compare_policies(workspace: Workspace, results: list[CandidateResult]) -> t
         candidate = result.candidate
         if candidate is None or candidate.engine.scheduler.max_num_seqs >= workspace.config.requests.count:
             continue
-        with open_candidate(workspace, candidate) as engine:
+        with quiet(workspace.store), open_candidate(workspace, candidate) as engine:
             schedules.append(measure_schedule(engine, workspace.config.requests, prompt_tokens(workspace)))
     return tuple(schedules)
 

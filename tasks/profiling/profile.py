@@ -4,6 +4,7 @@ from configs.schema import ProfileSettings
 from tasks.engines.open import open_engine
 from tasks.release.candidate import Candidate, Measurement
 from tasks.release.measuring import measure_candidate, open_candidate, prompt_tokens, source_candidate
+from tasks.release.quiet import quiet
 from tasks.release.stage_result import StageResult
 from tasks.release.workspace import Workspace
 from tasks.serving.latency import KvCacheEffect, LatencyRow, kv_cache_effect, latency_table, table_settings
@@ -37,7 +38,7 @@ def profile(workspace: Workspace, settings: ProfileSettings) -> StageResult:
 
 def _table(workspace: Workspace, settings: ProfileSettings, source: Candidate) -> tuple[LatencyRow, ...]:
     wide = source.model_copy(update={"engine": table_settings(source.engine, settings)})
-    with open_candidate(workspace, wide) as engine:
+    with quiet(workspace.store), open_candidate(workspace, wide) as engine:
         return latency_table(engine, settings, prompt_tokens(workspace))
 
 
@@ -48,7 +49,11 @@ def _cache_effects(
         return ()  # the other engines cannot decode without their cache
     artifact = workspace.store.open(source.artifact)
     uncached = source.engine.model_copy(update={"use_kv_cache": False})
-    with open_engine(artifact, source.engine) as cached, open_engine(artifact, uncached) as without:
+    with (
+        quiet(workspace.store),
+        open_engine(artifact, source.engine) as cached,
+        open_engine(artifact, uncached) as without,
+    ):
         return kv_cache_effect(cached, without, settings, prompt_tokens(workspace))
 
 

@@ -23,6 +23,7 @@ class _Layout:
 
 _OPENVINO = _Layout(scale_bytes=2, zero_points_by_row=False)
 _OPENVINO_STATIC = _Layout(scale_bytes=4, zero_points_by_row=False)
+_VLLM = _Layout(scale_bytes=2, zero_points_by_row=False)
 _ONNX = _Layout(scale_bytes=4, zero_points_by_row=True)
 
 
@@ -63,6 +64,7 @@ def weight_bytes(architecture: Architecture, weights: WeightSettings, engine: En
     each input of the attention's and the MLP's last projection.
     ONNX Runtime: linear layers and embedding in groups, the layers of `int8_layers` in the same groups at 8 bits;
     integer activations: linear layers per channel. The tables of the rotary embedding are in the file.
+    vLLM: linear layers packed in groups, embedding and head plain; norms as in the checkpoint.
     Norms stay f32. transformers serves the checkpoint itself, in the type it has. `max_bytes_fraction` is taken as filled; with
     `max_rounding_nats` nobody knows the layers yet, and all are counted at 4 bits.
 
@@ -77,6 +79,8 @@ def weight_bytes(architecture: Architecture, weights: WeightSettings, engine: En
             return _openvino_bytes(architecture, weights, others)
         case "onnxruntime":
             return _onnx_bytes(architecture, weights, others)
+        case "vllm" if weights.bits in (4, 8):
+            return _vllm_bytes(architecture, weights, others)
         case _:
             return plain_bytes(architecture.parameters, 32 if architecture.dtype == "F32" else 16)
 
@@ -118,6 +122,14 @@ def _onnx_bytes(architecture: Architecture, weights: WeightSettings, others: int
     zero_bits = _zero_bits(weights, weights.bits) if fitted is None else fitted
     main = grouped_bytes(rest, weights.bits, zero_bits=zero_bits, group_size=weights.group_size, layout=_ONNX)
     return plain + main + _at_bits(named, 8, weights, _ONNX)
+
+
+def _vllm_bytes(architecture: Architecture, weights: WeightSettings, others: int) -> int:
+    linear = linear_matrices(architecture)
+    shapes = 16 * sum(matrix.count for matrix in linear)  # two int64 a layer
+    tables = _at_bits(embedding_matrices(architecture), weights.embedding_bits, weights, _VLLM)
+    plain = plain_bytes(others, 32 if architecture.dtype == "F32" else 16)
+    return _at_bits(linear, weights.bits, weights, _VLLM) + shapes + tables + plain
 
 
 def _split_named(

@@ -4,6 +4,7 @@ Memory and disk are closed forms (`tasks/profiling`). Times are this machine's o
 format, else a table of rates, rough to a factor of two.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 from configs.engine import EngineSettings
@@ -14,6 +15,7 @@ from tasks.models.checkpoint import Architecture
 from tasks.profiling.build_memory import LIBRARIES_BYTES, candidate_phases, peak_bytes
 from tasks.profiling.memory_budget import serving_budget
 from tasks.profiling.weight_memory import weight_bytes
+from tasks.quantization.long_context import long_engine, long_requests
 from tasks.store.record import Record
 
 MIB = 2**20
@@ -47,7 +49,7 @@ class CandidatePreflight(Record):
         weights_mib: weights of the artifact.
         kv_mib: KV cache of the configured requests, in whole blocks.
         activations_mib: intermediate values of the largest step.
-        serving_mib: peak while it serves, for as long as it may.
+        serving_mib: peak while it serves, for as long as it may, at the longest context that it is measured at.
         build_mib: peak while it is built, the export that it is made from included.
         needed_mib: memory that must be free: the larger peak, over the libraries where they are still to be loaded.
         disk_mib: its artifact and the export that it is made from; 0 where the store has it.
@@ -80,6 +82,7 @@ def predict(
     engine: EngineSettings,
     requests: RequestSettings,
     *,
+    contexts: Sequence[int] = (),
     known: BuildCost | None = None,
     stored: bool = False,
 ) -> CandidatePreflight:
@@ -90,10 +93,18 @@ def predict(
         weights: the format.
         engine: with the cache type.
         requests: that it serves.
+        contexts: prompt lengths at which it is measured, too.
         known: an earlier build of the same here: what it took replaces the prediction.
         stored: whether its artifact is still in the store.
     """
     budget = serving_budget(architecture, weights, engine, requests)
+    longest = (
+        serving_budget(
+            architecture, weights, long_engine(architecture, engine, tokens), long_requests(tokens)
+        )
+        for tokens in contexts
+    )
+    serving = max(each.endless_bytes for each in (budget, *longest))
     build = peak_bytes(candidate_phases(architecture, engine.engine, weights))
     disk = artifact_bytes(architecture, weights, engine)
     if weights.bits != 32:
@@ -106,9 +117,9 @@ def predict(
         weights_mib=budget.weights_bytes / MIB,
         kv_mib=budget.kv_cache_bytes / MIB,
         activations_mib=budget.activations_bytes / MIB,
-        serving_mib=budget.endless_bytes / MIB,
+        serving_mib=serving / MIB,
         build_mib=build / MIB,
-        needed_mib=(max(budget.endless_bytes, build) + LIBRARIES_BYTES[engine.engine]) / MIB,
+        needed_mib=(max(serving, build) + LIBRARIES_BYTES[engine.engine]) / MIB,
         disk_mib=0 if stored else disk / MIB,
         seconds=0 if stored else seconds,
         seconds_from="the store" if stored else "rate table" if known is None else "this machine",

@@ -29,6 +29,7 @@ from tasks.quantization.candidate_needs import (
     over_limit,
     predict,
 )
+from tasks.quantization.long_context import check_contexts
 from tasks.release.workspace import Workspace
 from tasks.store.record import Record
 from tasks.store.store import Store
@@ -59,8 +60,10 @@ class Preflight(Record):
 
 
 def machine_limits(config: Config, store: Store) -> Limits:
-    """What this machine has left: the control group's limit or what is available, whichever is less; the store's disk."""
+    """What this machine has left for each worker: the control group's limit or what is available, whichever is less; the disk."""
     memory = min(memory_limit_bytes(), int(psutil.virtual_memory().available))
+    if config.quantize is not None and config.quantize.parallel.is_here:
+        memory //= config.quantize.parallel.workers
     return Limits(
         memory_mib=memory / MIB,
         build_mib=config.quantize.max_build_mib if config.quantize else None,
@@ -76,10 +79,11 @@ def preflight(workspace: Workspace, limits: Limits | None = None) -> Preflight:
         limits: None: this machine's.
 
     Raises:
-        ConfigError: no candidate fits; one line that names the cheaper option.
+        ConfigError: no candidate fits, or a context is longer than the model's; one line that names the way out.
         ValueError: the shape of the model is not covered by the formulas.
     """
     config, architecture = workspace.config, workspace.architecture
+    check_contexts(_contexts(workspace), architecture)
     limits = limits or machine_limits(config, workspace.store)
     declared = list(_declared(config))
     found = tuple(_predicted(workspace, weights, engine, limits) for weights, engine in declared)
@@ -125,10 +129,10 @@ def cheaper_option(
     workspace: Workspace, weights: WeightSettings, engine: EngineSettings, limits: Limits
 ) -> str:
     """The nearest change that fits, as an advice; where none does, what would have to grow."""
-    architecture, requests = workspace.architecture, workspace.config.requests
-    least = predict(architecture, weights, engine, requests).needed_mib
+    architecture, requests, contexts = workspace.architecture, workspace.config.requests, _contexts(workspace)
+    least = predict(architecture, weights, engine, requests, contexts=contexts).needed_mib
     for advice, changed, other in _options(weights, engine):
-        predicted = predict(architecture, changed, other, requests)
+        predicted = predict(architecture, changed, other, requests, contexts=contexts)
         if over_limit(predicted, limits) is None:
             return f"{advice} would fit, with {max(predicted.build_mib, predicted.serving_mib):.0f} MiB"
         least = min(least, predicted.needed_mib)
@@ -142,13 +146,18 @@ def _predicted(
     known = expected_cost(store, workspace.source, engine.engine, weights)
     stored = known is not None and (store.home / "artifacts" / known.artifact).is_dir()
     predicted = predict(
-        workspace.architecture, weights, engine, workspace.config.requests, known=known, stored=stored
-    )
+        workspace.architecture, weights, engine, workspace.config.requests, contexts=_contexts(workspace), known=known,
+        stored=stored,
+    )  # fmt: skip
     over = over_limit(predicted, limits)
     if over is None:
         return predicted
     option = cheaper_option(workspace, weights, engine, limits)
     return predicted.model_copy(update={"refused": f"{over}; {option}"})
+
+
+def _contexts(workspace: Workspace) -> tuple[int, ...]:
+    return workspace.config.quantize.long_context_tokens if workspace.config.quantize else ()
 
 
 def _declared(config: Config) -> Iterator[Declared]:

@@ -9,8 +9,6 @@ lines that are missing, and another child goes on behind it.
 """
 
 import logging
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +18,11 @@ from tasks.engines.open import open_engine
 from tasks.engines.protocol import EngineError, ScoreRequest
 from tasks.quality.tokenizer import TextTokenizer
 from tasks.release.candidate import Candidate
+from tasks.release.fresh_process import run_fresh
 from tasks.release.machine import machine_digest
 from tasks.release.scoring import CandidateScores
 from tasks.release.workspace import Workspace
-from tasks.store.digest import PROJECT_ROOT, code_digest, digest_of
+from tasks.store.digest import code_digest, digest_of
 from tasks.store.errors import StoreError
 from tasks.store.record import Record
 from tasks.store.store import Store
@@ -109,17 +108,7 @@ def _reload(store: Store, jobs: Sequence[ReloadJob]) -> list[Reloaded]:
 
 def _run_child(request: ReloadRequest) -> str:
     """Run one child to its end; how it ended, for an artifact without an answer."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    limit_s = _SECONDS_AN_ARTIFACT * len(request.jobs)
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "tasks.quantization.reload"], input=request.model_dump_json(), cwd=PROJECT_ROOT,
-            env=environment, capture_output=True, text=True, timeout=limit_s, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return f"no answer after {limit_s:.0f} s"
-    said = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
-    return f"it ended with status {done.returncode}: {said[0]}"
+    return run_fresh("tasks.quantization.reload", request, limit_s=_SECONDS_AN_ARTIFACT * len(request.jobs))
 
 
 def _job(workspace: Workspace, candidate: Candidate) -> ReloadJob:

@@ -14,15 +14,17 @@ from tasks.compression.build_cost import build_cost, build_metrics
 from tasks.compression.error import CompressionError
 from tasks.engines.protocol import EngineError
 from tasks.quality.quality_error import QualityError
+from tasks.quantization.fan_out import ScreenMap, budget_spent, side_by_side
+from tasks.quantization.long_context import at_long_context, long_context_csv, long_context_metrics
 from tasks.quantization.parity import check_export
 from tasks.quantization.preflight import refusals
 from tasks.quantization.reload import check_reloads
 from tasks.quantization.survivors import surviving, why_dropped
 from tasks.release.candidate import Candidate, Measurement
 from tasks.release.decision import missed_goals, worth_judging
-from tasks.release.greedy import continue_prompts
 from tasks.release.judging import Judgement, judge_candidate, screen_candidate
 from tasks.release.measuring import make_candidate, measure_candidate
+from tasks.release.quiet import at_work
 from tasks.release.stage_result import CandidateResult, StageResult
 from tasks.release.workspace import Workspace
 
@@ -31,13 +33,24 @@ logger = logging.getLogger(__name__)
 _FAILURES = (CompressionError, EngineError, QualityError, MemoryError)
 
 
-def quantize(workspace: Workspace, settings: QuantizeSettings, baseline: Measurement) -> StageResult:
+def quantize(
+    workspace: Workspace,
+    settings: QuantizeSettings,
+    baseline: Measurement,
+    screen_map: ScreenMap | None = None,
+) -> StageResult:
     """Try every candidate, judge the best; where it does not pass, the next best, as often as is declared.
+
+    Args:
+        workspace: of the rollout.
+        settings: the declared candidates.
+        baseline: the source's measurement, which speed-ups refer to.
+        screen_map: builds and screens candidates side by side; None: one after another, in this process.
 
     Raises:
         EngineError, QualityError, StoreError: the source could not be scored, or the verdict could not be reached.
     """
-    results = _search(workspace, settings)
+    results = _search(workspace, settings, screen_map)
     goals = workspace.config.goals
     ranked = worth_judging(results, goals, workspace.config.quality.margins, baseline)
     if not ranked:
@@ -69,7 +82,7 @@ def quantize(workspace: Workspace, settings: QuantizeSettings, baseline: Measure
         samples=judgement.samples,
         provisional=judgement.provisional,
         metrics=judgement.metrics,
-        text=judgement.text,
+        text=judgement.text | _long_context_table(workspace, results),
     )
 
 
@@ -104,9 +117,11 @@ def _with_verdicts(
     )
 
 
-def _search(workspace: Workspace, settings: QuantizeSettings) -> tuple[CandidateResult, ...]:
+def _search(
+    workspace: Workspace, settings: QuantizeSettings, screen_map: ScreenMap | None
+) -> tuple[CandidateResult, ...]:
     """Every declared candidate: screened and reloaded, and measured where it survives."""
-    screened = _screen_all(workspace, settings)
+    screened = _screen_all(workspace, settings, screen_map)
     sound = [each.candidate for each in screened if each.candidate is not None and each.screen]
     failed = check_reloads(workspace, sound)
     margins, adapt = workspace.config.quality.margins, workspace.config.adapt
@@ -129,20 +144,27 @@ def _search(workspace: Workspace, settings: QuantizeSettings) -> tuple[Candidate
     )
 
 
-def _screen_all(workspace: Workspace, settings: QuantizeSettings) -> list[CandidateResult]:
+def _screen_all(
+    workspace: Workspace, settings: QuantizeSettings, screen_map: ScreenMap | None
+) -> list[CandidateResult]:
     began_s, minutes = time.monotonic(), settings.budget_minutes
     refused = refusals(workspace)
+    if screen_map is not None:
+        every = [
+            (each, engine) for each in settings.candidates for engine in _engines(workspace, each, settings)
+        ]
+        return side_by_side(workspace, every, refused, screen_map)
     screened: list[CandidateResult] = []
     for declared in settings.candidates:
         for engine in _engines(workspace, declared, settings):
             name = _name(declared, engine)
             reason = refused.get(name)
             if minutes is not None and screened and time.monotonic() - began_s > 60 * minutes:
-                reason = f"not tried: quantize.budget_minutes ({minutes:g}) was spent"
+                reason = budget_spent(minutes)
             if reason is not None:
                 screened.append(CandidateResult(name=name, candidate=None, measurement=None, dropped=reason))
             else:
-                screened.append(_screen(workspace, declared, engine))
+                screened.append(screen_one(workspace, declared, engine))
     return screened
 
 
@@ -162,12 +184,18 @@ def _engines(
     )
 
 
-def _screen(workspace: Workspace, declared: WeightCandidate, engine: EngineSettings) -> CandidateResult:
+def screen_one(workspace: Workspace, declared: WeightCandidate, engine: EngineSettings) -> CandidateResult:
+    """Build and screen one candidate; what goes wrong is its error.
+
+    Raises:
+        StoreError: the store is damaged or full.
+    """
     name = _name(declared, engine)
     candidate: Candidate | None = None
     try:
-        candidate = make_candidate(workspace, workspace.source, engine, declared.weights)
-        screen = screen_candidate(workspace, candidate)
+        with at_work(workspace.store):
+            candidate = make_candidate(workspace, workspace.source, engine, declared.weights)
+            screen = screen_candidate(workspace, candidate)
     except _FAILURES as error:
         return _failed(CandidateResult(name=name, candidate=candidate, measurement=None), error)
     return CandidateResult(
@@ -184,13 +212,24 @@ def _measure(workspace: Workspace, result: CandidateResult) -> CandidateResult:
     if candidate is None:
         raise ValueError(f"{result.name} was never built")
     try:
-        measured = measure_candidate(
-            workspace, candidate, lambda engine: continue_prompts(workspace, candidate, engine)
-        )
+        measured = measure_candidate(workspace, candidate, with_continuations=True)
         parity = check_export(workspace, candidate)
+        long = at_long_context(workspace, candidate)
     except _FAILURES as error:
         return _failed(result, error)
-    return result.model_copy(update={"measurement": measured, "metrics": result.metrics | parity.metrics})
+    metrics = result.metrics | parity.metrics | long_context_metrics(long)
+    return result.model_copy(update={"measurement": measured, "metrics": metrics})
+
+
+def _long_context_table(workspace: Workspace, results: tuple[CandidateResult, ...]) -> dict[str, str]:
+    """The cache types of every measured candidate side by side; nothing where no length is configured."""
+    rows = [
+        (each.candidate, row)
+        for each in results
+        if each.candidate is not None and each.measurement is not None
+        for row in at_long_context(workspace, each.candidate)
+    ]
+    return {"long_context.csv": long_context_csv(rows)} if rows else {}
 
 
 def _failed(result: CandidateResult, error: BaseException) -> CandidateResult:

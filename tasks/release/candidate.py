@@ -57,7 +57,7 @@ class Memory(Record):
     Attributes:
         weights_mib: weight bytes of the artifact.
         kv_mib: KV cache at the configured batch and context.
-        peak_mib: largest growth of the process's resident memory from before loading to the end of the measurement.
+        peak_mib: largest growth of the resident memory of a process of its own, from before loading to the end of the measurement.
         predicted_mib: what the closed forms said of the peak before anything ran.
     """
 

@@ -21,6 +21,7 @@ from tasks.release.ledger import (
 )
 from tasks.release.machine import machine_digest
 from tasks.release.measuring import open_candidate, prompt_tokens
+from tasks.release.quiet import quiet
 from tasks.release.stage_result import StageResult
 from tasks.release.workspace import Workspace
 from tasks.serving.interleaved import decode_runner, interleave, throughput_runner
@@ -84,6 +85,7 @@ def _measure(workspace: Workspace, kept: Sequence[StageResult]) -> Ledger:
     chain = [_point(stage) for stage in kept]
     candidates = {stage.proposal.name: stage.proposal for stage in kept if stage.proposal is not None}
     with ExitStack() as stack:
+        stack.enter_context(quiet(workspace.store))
         engines = {
             name: stack.enter_context(open_candidate(workspace, candidate))
             for name, candidate in candidates.items()

@@ -22,13 +22,20 @@ class Continuations(Record):
     tokens: tuple[tuple[int, ...], ...]
 
 
+def greedy_prompts(workspace: Workspace) -> tuple[tuple[int, ...], ...]:
+    """The beginnings of the first search sections, as token ids."""
+    return _begun(
+        workspace.source.folder, tuple(section.text for section in workspace.splits.search[:PROMPTS])
+    )
+
+
 def continue_prompts(workspace: Workspace, candidate: Candidate, engine: Engine) -> Continuations:
     """The continuations of a candidate whose engine is open.
 
     Raises:
         EngineError: it does not work.
     """
-    prompts = _prompts(workspace)
+    prompts = greedy_prompts(workspace)
 
     def compute() -> Continuations:
         requests = [GenerationRequest(prompt, NEW_TOKENS, ignore_eos=True) for prompt in prompts]
@@ -37,9 +44,16 @@ def continue_prompts(workspace: Workspace, candidate: Candidate, engine: Engine)
     return workspace.store.once(_key(candidate, prompts), Continuations, compute)[0]
 
 
+def keep_continuations(
+    workspace: Workspace, candidate: Candidate, tokens: tuple[tuple[int, ...], ...]
+) -> None:
+    """Remember continuations of `greedy_prompts` that another process asked for, NEW_TOKENS of each."""
+    workspace.store.remember(_key(candidate, greedy_prompts(workspace)), Continuations(tokens=tokens))
+
+
 def known_continuations(workspace: Workspace, candidate: Candidate) -> Continuations | None:
     """The same from the store; None where its engine was not asked yet."""
-    return workspace.store.recall(_key(candidate, _prompts(workspace)), Continuations)
+    return workspace.store.recall(_key(candidate, greedy_prompts(workspace)), Continuations)
 
 
 def agreement(reference: Continuations, other: Continuations) -> float:
@@ -52,12 +66,6 @@ def agreement(reference: Continuations, other: Continuations) -> float:
 def _equal_tokens(first: tuple[int, ...], second: tuple[int, ...]) -> int:
     same = [a == b for a, b in zip(first, second, strict=True)]
     return same.index(False) if False in same else len(same)
-
-
-def _prompts(workspace: Workspace) -> tuple[tuple[int, ...], ...]:
-    return _begun(
-        workspace.source.folder, tuple(section.text for section in workspace.splits.search[:PROMPTS])
-    )
 
 
 @cache

@@ -1,24 +1,25 @@
 """A candidate as a thing that runs: built from a checkpoint, opened on its engine, measured on the configured requests."""
 
 import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from configs.engine import EngineSettings
+from configs.schema import RequestSettings
 from configs.weights import WeightSettings
 from tasks.compression.build import build_artifact, resolve_weights
 from tasks.compression.build_cost import measured_build
-from tasks.engines.open import import_engine, open_engine
+from tasks.engines.open import open_engine
 from tasks.engines.protocol import Engine
 from tasks.profiling.memory_budget import serving_budget
 from tasks.quality.tokenizer import TextTokenizer
+from tasks.release.alone import Served, ServeJob, served_alone
 from tasks.release.candidate import Candidate, Measurement, Memory
+from tasks.release.greedy import NEW_TOKENS, greedy_prompts, keep_continuations
 from tasks.release.machine import machine_digest
+from tasks.release.quiet import quiet
 from tasks.release.workspace import Workspace
-from tasks.serving.latency import measure
-from tasks.serving.memory_peak import MemoryPeak
 from tasks.store.artifact import Artifact
 from tasks.store.digest import code_digest, digest_of
 
@@ -81,60 +82,69 @@ def prompt_tokens(workspace: Workspace) -> list[int]:
 
 
 def measure_candidate(
-    workspace: Workspace, candidate: Candidate, while_open: Callable[[Engine], object] = lambda engine: None
+    workspace: Workspace, candidate: Candidate, *, with_continuations: bool = False
 ) -> Measurement:
-    """Speed and memory on the configured requests, remembered.
+    """Speed and memory on the configured requests, in a process of its own, remembered.
 
     Args:
         workspace: of the rollout.
         candidate: what is measured.
-        while_open: what else its engine is asked, after the measurement; not called where that was remembered.
+        with_continuations: its greedy continuations (`tasks.release.greedy`) are asked for while its engine is open, and
+            remembered; not where the measurement was remembered.
 
     Raises:
         EngineError: it does not work.
+        StoreError: the artifact is missing or damaged.
     """
-    requests = workspace.config.requests
-    key = digest_of(
-        [
-            candidate.artifact,
-            candidate.engine,
-            requests,
-            _prompts_digest(workspace),
-            machine_digest(),
-            code_digest("tasks/engines", "tasks/serving"),
-        ]
-    )
-    measurement, _ = workspace.store.once(
-        f"measurement-{key}", Measurement, lambda: _measure(workspace, candidate, while_open)
-    )
-    return measurement
+    return measure_on(workspace, candidate, workspace.config.requests, with_continuations=with_continuations)
 
 
-def _measure(
-    workspace: Workspace, candidate: Candidate, while_open: Callable[[Engine], object]
+def measure_on(
+    workspace: Workspace,
+    candidate: Candidate,
+    requests: RequestSettings,
+    *,
+    with_continuations: bool = False,
 ) -> Measurement:
-    predicted = serving_budget(
-        workspace.architecture, candidate.format, candidate.engine, workspace.config.requests
+    """The same on other requests; a text that is shorter than a prompt is repeated."""
+    parts = [candidate.artifact, candidate.engine, requests, _prompts_digest(workspace), machine_digest()]
+    code = code_digest("tasks/engines", "tasks/serving", "tasks/release/alone.py")
+
+    def compute() -> Measurement:
+        workspace.store.open(candidate.artifact)  # what is damaged is told here, not by a child
+        logger.info("  measuring %s", candidate.name)
+        quality, text = workspace.config.quality, prompt_tokens(workspace)
+        job = ServeJob(
+            artifact=candidate.artifact,
+            engine=candidate.engine,
+            chunk_tokens=quality.score_chunk_tokens,
+            batch_tokens=quality.batch_tokens,
+            requests=requests,
+            text_tokens=tuple(text * -(-requests.prompt_tokens // len(text))),
+            prompts=greedy_prompts(workspace) if with_continuations else (),
+            continued_tokens=NEW_TOKENS,
+        )
+        with quiet(workspace.store):
+            served = served_alone(workspace.store, job)
+        if with_continuations:
+            keep_continuations(workspace, candidate, served.continued)
+        return _measurement(workspace, candidate, requests, served)
+
+    return workspace.store.once(f"measurement-{digest_of([*parts, code])}", Measurement, compute)[0]
+
+
+def _measurement(
+    workspace: Workspace, candidate: Candidate, requests: RequestSettings, served: Served
+) -> Measurement:
+    predicted = serving_budget(workspace.architecture, candidate.format, candidate.engine, requests)
+    memory = Memory(
+        weights_mib=served.weights_bytes / MIB,
+        kv_mib=predicted.kv_cache_bytes / MIB,
+        peak_mib=served.peak_bytes / MIB,
+        predicted_mib=predicted.total_bytes / MIB,
     )
-    logger.info("  measuring %s", candidate.name)
-    tokens = prompt_tokens(workspace)
-    import_engine(candidate.engine.engine)
-    with MemoryPeak() as peak:
-        began_s = time.perf_counter()
-        with open_candidate(workspace, candidate) as engine:
-            load_s = time.perf_counter() - began_s
-            performance = measure(engine, workspace.config.requests, tokens, load_s=load_s)
-            held, peak_bytes = engine.memory(), peak.growth_bytes
-            while_open(engine)
-    return Measurement(
-        performance=performance,
-        memory=Memory(
-            weights_mib=held.weights_bytes / MIB,
-            kv_mib=predicted.kv_cache_bytes / MIB,
-            peak_mib=peak_bytes / MIB,
-            predicted_mib=predicted.total_bytes / MIB,
-        ),
-    )
+    logger.info("  peak %.0f MiB (predicted %.0f)", memory.peak_mib, memory.predicted_mib)
+    return Measurement(performance=served.performance, memory=memory)
 
 
 @cache

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from tasks.store.record import Record
 
-ArtifactKind = Literal["checkpoint", "grid", "openvino", "onnxruntime", "adapter"]
+ArtifactKind = Literal["checkpoint", "grid", "openvino", "onnxruntime", "vllm", "adapter"]
 
 
 class FileEntry(Record):

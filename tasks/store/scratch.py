@@ -16,8 +16,8 @@ from pathlib import Path
 
 
 @contextmanager
-def locked(path: Path, *, blocking: bool = True) -> Iterator[None]:
-    """Hold an exclusive lock on a file (created when absent) or an existing folder, against threads too.
+def locked(path: Path, *, blocking: bool = True, shared: bool = False) -> Iterator[None]:
+    """Hold a lock on a file (created when absent) or an existing folder, against threads too; exclusive unless `shared`.
 
     Raises:
         BlockingIOError: another holds it and `blocking` is false.
@@ -25,7 +25,8 @@ def locked(path: Path, *, blocking: bool = True) -> Iterator[None]:
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(descriptor, kind | (0 if blocking else fcntl.LOCK_NB))
         yield
     finally:
         os.close(descriptor)

@@ -245,10 +245,10 @@ class Store:
         """A folder on the store's disk for intermediate files; removed at the end, or after a kill."""
         return scratch_folder(self.home / "scratch")
 
-    def lock(self, key: str) -> AbstractContextManager[None]:
-        """Exclude other processes and threads that hold the same key. Not reentrant."""
+    def lock(self, key: str, *, shared: bool = False) -> AbstractContextManager[None]:
+        """Exclude other processes and threads that hold the same key; a shared holder, only those that do not share. Not reentrant."""
         self._result(key)
-        return locked(self.home / "locks" / f"{key}.lock")
+        return locked(self.home / "locks" / f"{key}.lock", shared=shared)
 
     def _result(self, key: str) -> Path:
         if not _KEY.fullmatch(key):

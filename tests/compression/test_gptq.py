@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tasks.compression.error import CompressionError
-from tasks.compression.gptq import round_layer
+from tasks.compression.gptq import round_layer, round_to_nearest
 from tasks.compression.grid import Grid, load_grids, save_grids
 from tasks.compression.mixed_precision import layers_within_bytes, layers_within_divergence
 
@@ -96,3 +96,14 @@ def test_budgets_take_the_layers_that_lose_most_for_their_bytes():
     assert layers_within_divergence(errors, grids, 0.05) == ("b",)
     assert layers_within_divergence(errors, grids, 0.08) == ()
     assert layers_within_divergence(errors, grids, 0.0) == ("a", "b", "wide")
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_rounding_to_nearest_is_gptq_on_inputs_that_tell_nothing_of_each_other(symmetric):
+    weight_NK = torch.randn(24, 64, generator=torch.Generator().manual_seed(3))
+    plain = round_to_nearest(weight_NK, bits=4, symmetric=symmetric, group_size=32)
+    fed = round_layer(weight_NK, torch.eye(64), bits=4, symmetric=symmetric, group_size=32)
+    assert np.array_equal(plain.codes, fed.codes)
+    assert np.array_equal(plain.scales, fed.scales)
+    step = np.abs(plain.scales.astype(np.float32)).mean()
+    assert np.abs(plain.weights() - weight_NK.numpy()).mean() < step / 2

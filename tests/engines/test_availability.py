@@ -31,3 +31,4 @@ def test_vllm_says_what_it_needs() -> None:
     found = availability.probe_engine("vllm")
     assert not found.works
     assert "vllm serve" in found.needs
+    assert "drives no vLLM server" in found.reason

@@ -5,17 +5,23 @@ as a plain function: what Prefect adds is tested in test_prefect.py.
 """
 
 import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from prefect.testing.utilities import prefect_test_harness
 from tiny_llama import tiny_llama
 
 import flows.rollout as rollout_module
+from configs.load import ConfigError
 from tasks.engines.fake_engine import FakeEngine
 from tasks.engines.protocol import EngineError
-from tasks.release import measuring
+from tasks.quantization.fan_out import ScreenJob
+from tasks.release import alone, measuring
+from tasks.release.stage_result import CandidateResult, StageResult
 from tasks.release.summary import RolloutSummary
 from tasks.store.store import Store
 from tasks.training.log import TrainingLog
@@ -56,12 +62,14 @@ class World:
         self.break_engine: Callable[[str], bool] = lambda weights: False
         self.engine_class = FakeEngine
 
-    def run(self, *, candidates: str, goals: str = "{}", more: str = "", tries: int = 1) -> RolloutSummary:
+    def run(
+        self, *, candidates: str, goals: str = "{}", more: str = "", tries: int = 1, overrides: tuple[str, ...] = ()
+    ) -> RolloutSummary:
         recipe = self.root / "recipe.yaml"
         settings = {"candidates": f"[{candidates}]", "goals": goals, "more": more, "tries": tries}
         recipe.write_text(CONFIG.format(model=self.model, **settings))
         self.opened = 0
-        state = rollout_module.rollout.fn(str(recipe), [])
+        state = rollout_module.rollout.fn(str(recipe), list(overrides))
         return RolloutSummary.model_validate(state.data)
 
     def build(self, store, checkpoint, engine, weights, calibration, *, integer_cache=False):
@@ -115,10 +123,12 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     made = World(tmp_path)
     monkeypatch.setattr(measuring, "open_engine", made.open)
     monkeypatch.setattr(profiling, "open_engine", made.open)
-    monkeypatch.setattr(measuring, "import_engine", lambda engine: None)
+    monkeypatch.setattr(alone, "open_engine", made.open)
+    monkeypatch.setattr(alone, "import_engine", lambda engine: None)
     monkeypatch.setattr(measuring, "build_artifact", made.build)
     monkeypatch.setattr(measuring, "measured_build", lambda *what: what[-1]())
-    # A fresh process would know nothing of the fakes; tests/quantization reloads real artifacts.
+    # A fresh process would know nothing of the fakes; tests/release serves, tests/quantization reloads real artifacts.
+    monkeypatch.setattr(measuring, "served_alone", alone.serve)
     monkeypatch.setattr(search, "check_reloads", lambda workspace, candidates: {})
     monkeypatch.setattr(adapt, "trained", made.train)
     monkeypatch.setattr(adapt, "merge_adapter", made.merge)
@@ -317,3 +327,68 @@ def test_a_damaged_artifact_is_rebuilt_not_served(world, tmp_path):
     assert again.verdict == "PASS"
     assert not next(stage for stage in again.stages if stage.stage == "quantize").cached
     assert Store(tmp_path / "store").open(artifact).digest == artifact
+
+
+def quantize_results(world: World, monkeypatch: pytest.MonkeyPatch) -> list[StageResult]:
+    """What the quantize stage returns, as the rollouts go."""
+    stage, seen = rollout_module.quantize_stage, []
+
+    def watched(*arguments: object) -> StageResult:
+        seen.append(stage(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(rollout_module, "quantize_stage", watched)
+    return seen
+
+
+def without_clock_and_memory(result: StageResult) -> dict[str, object]:
+    """A stage's result less what no two runs agree on, fakes or not."""
+
+    def strip(value: object) -> object:
+        if isinstance(value, dict):
+            return {k: strip(v) for k, v in value.items() if k not in ("seconds", "load_s", "peak_mib")}
+        return [strip(each) for each in value] if isinstance(value, list) else value
+
+    return strip(result.model_dump(mode="json"))
+
+
+@pytest.mark.flow
+def test_two_workers_of_the_task_runner_give_the_same_result(world, monkeypatch, tmp_path):
+    import tasks.quantization.task as quantization
+    from tasks.quantization.search import screen_one
+
+    threads: list[str] = []
+
+    def screened_here(job: ScreenJob) -> CandidateResult:
+        threads.append(threading.current_thread().name)
+        time.sleep(0.2)  # or the first would be done before the second is handed out
+        return screen_one(job.workspace(), job.declared, job.engine)
+
+    monkeypatch.setattr(quantization, "screened_alone", screened_here)
+    seen = quantize_results(world, monkeypatch)
+    world.break_engine = lambda weights: weights == "int4 sym g32"
+    assert world.run(candidates=f"{INT8}, {INT4}", overrides=("threads=1",)).verdict == "PASS"
+    assert threads == []
+    monkeypatch.setenv("KEIRYO_HOME", str(tmp_path / "other store"))
+    with prefect_test_harness(server_startup_timeout=120):
+        side_by_side = world.run(
+            candidates=f"{INT8}, {INT4}", overrides=("threads=1", "quantize.parallel.workers=2")
+        )
+    assert side_by_side.verdict == "PASS"
+    assert len(threads) == len(set(threads)) == 2
+    serial, parallel = (without_clock_and_memory(each) for each in seen)
+    assert parallel == serial
+    assert [bool(each["error"]) for each in parallel["candidates"]] == [False, True]
+
+
+def test_how_many_workers_is_no_other_result(world, monkeypatch):
+    seen = quantize_results(world, monkeypatch)
+    world.run(candidates=INT8, overrides=("threads=1",))
+    world.run(candidates=INT8, overrides=("threads=1", "quantize.parallel.workers=2"))
+    assert [each.cached for each in seen] == [False, True]
+
+
+def test_a_task_runner_that_cannot_work_is_refused_before_anything_runs(world):
+    with pytest.raises(ConfigError, match="needs package prefect-dask"):
+        world.run(candidates=INT8, overrides=("quantize.parallel.runner=dask",))
+    assert world.opened == 0

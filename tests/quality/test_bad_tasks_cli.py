@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from configs.engine import EngineSettings
 from tasks.engines.fake_engine import FakeEngine
-from tasks.release import measuring
+from tasks.release import alone, measuring
 from tasks.release.summary import RolloutSummary
 
 TASK = """task: capitals
@@ -100,7 +100,9 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     monkeypatch.setenv("KEIRYO_MLFLOW", str(tmp_path / "mlflow"))
     monkeypatch.setattr(measuring, "open_engine", opened)
     monkeypatch.setattr(profiling, "open_engine", opened)
-    monkeypatch.setattr(measuring, "import_engine", lambda engine: None)
+    monkeypatch.setattr(alone, "open_engine", opened)
+    monkeypatch.setattr(alone, "import_engine", lambda engine: None)
+    monkeypatch.setattr(measuring, "served_alone", alone.serve)
     monkeypatch.setattr(measuring, "build_artifact", build)
     monkeypatch.setattr(start, "run", run)
     for name in ("prepare", "profile_stage", "quantize_stage", "batching_stage", "adapt_stage", "distill_stage",
