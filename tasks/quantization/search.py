@@ -1,4 +1,6 @@
-"""The quantize stage: every declared weight format and KV-cache type screened, the survivors measured, the best one judged.
+"""The quantize stage: weight formats and KV-cache types screened, the survivors measured, the best one judged.
+
+What is named as a candidate is screened in any case; a declared space is searched (`explore`).
 
 Screening uses the search split, the verdict the gate split, once: the best of twenty would otherwise be flattered by the choice
 (winner's curse). A candidate that cannot be built or run is recorded with its reason and does not end the search.
@@ -8,14 +10,19 @@ import logging
 import time
 
 from configs.engine import EngineSettings
-from configs.schema import QuantizeSettings, WeightCandidate
+from configs.schema import QuantizeSettings
+from configs.space import WeightCandidate
 from tasks.compression.build_cost import build_cost, build_metrics
 from tasks.compression.error import CompressionError
 from tasks.engines.protocol import EngineError
 from tasks.quality.quality_error import QualityError
+from tasks.quantization.candidate_needs import candidate_name
+from tasks.quantization.explore import explore, seconds_left
+from tasks.quantization.options import served
 from tasks.quantization.parity import check_export
-from tasks.quantization.preflight import refusals
+from tasks.quantization.preflight import preflight, refusals
 from tasks.quantization.reload import check_reloads
+from tasks.quantization.sensitivity import sensitivities_of
 from tasks.quantization.survivors import surviving, why_dropped
 from tasks.release.candidate import Candidate, Measurement
 from tasks.release.decision import choose, missed_goals
@@ -69,7 +76,17 @@ def quantize(workspace: Workspace, settings: QuantizeSettings, baseline: Measure
 
 def _search(workspace: Workspace, settings: QuantizeSettings) -> tuple[CandidateResult, ...]:
     """Every declared candidate: screened and reloaded, and measured where it survives."""
+    began_s, predicted = time.monotonic(), preflight(workspace).candidates
     screened = _screen_all(workspace, settings)
+    every = (_name(each, engine) for each in settings.candidates for engine in _engines(workspace, each, settings))
+    screened += explore(
+        workspace,
+        dict(zip(every, screened, strict=True)),
+        predicted,
+        _screen,
+        _FAILURES,
+        lambda: seconds_left(began_s, settings.budget_minutes),
+    )
     sound = [each.candidate for each in screened if each.candidate is not None and each.screen]
     failed = check_reloads(workspace, sound)
     margins, adapt = workspace.config.quality.margins, workspace.config.adapt
@@ -112,17 +129,7 @@ def _screen_all(workspace: Workspace, settings: QuantizeSettings) -> list[Candid
 def _engines(
     workspace: Workspace, declared: WeightCandidate, settings: QuantizeSettings
 ) -> tuple[EngineSettings, ...]:
-    return tuple(
-        EngineSettings(
-            engine=declared.engine,
-            compute=declared.compute,
-            kv_cache=kv_cache,
-            activation_group=declared.activation_group,
-            threads=workspace.config.threads,
-            scheduler=settings.scheduler,
-        )
-        for kv_cache in declared.kv_cache
-    )
+    return tuple(served(declared, settings, workspace.config.threads))
 
 
 def _screen(workspace: Workspace, declared: WeightCandidate, engine: EngineSettings) -> CandidateResult:
@@ -139,6 +146,7 @@ def _screen(workspace: Workspace, declared: WeightCandidate, engine: EngineSetti
         measurement=None,
         screen=screen,
         metrics=build_metrics(build_cost(workspace.store, candidate.artifact)),
+        sensitivity=sensitivities_of(workspace, engine, declared.weights),
     )
 
 
@@ -163,4 +171,4 @@ def _failed(result: CandidateResult, error: BaseException) -> CandidateResult:
 
 
 def _name(declared: WeightCandidate, engine: EngineSettings) -> str:
-    return f"{engine.engine} {declared.weights.label}, {engine.kv_cache} cache"
+    return candidate_name(engine, declared.weights)

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from configs.engine import EngineSettings
+from configs.schema import RequestSettings
 from configs.weights import WeightSettings
 from tasks.compression.build import build_artifact, resolve_weights
 from tasks.compression.build_cost import measured_build
@@ -50,7 +51,7 @@ def make_candidate(
     # The cost is that of what was declared: learning which layers need 8 bits is part of it.
     artifact = measured_build(*declared, build)
     stored = resolve_weights(*declared)
-    name = f"{engine.engine} {stored.label}, {engine.kv_cache} cache{note}"
+    name = f"{engine.engine} {stored.label}, {engine.serving_label}{note}"
     return Candidate(name=name, artifact=artifact.digest, engine=engine, weights=stored.label, format=stored)
 
 
@@ -81,7 +82,10 @@ def prompt_tokens(workspace: Workspace) -> list[int]:
 
 
 def measure_candidate(
-    workspace: Workspace, candidate: Candidate, while_open: Callable[[Engine], object] = lambda engine: None
+    workspace: Workspace,
+    candidate: Candidate,
+    while_open: Callable[[Engine], object] = lambda engine: None,
+    requests: RequestSettings | None = None,
 ) -> Measurement:
     """Speed and memory on the configured requests, remembered.
 
@@ -89,11 +93,12 @@ def measure_candidate(
         workspace: of the rollout.
         candidate: what is measured.
         while_open: what else its engine is asked, after the measurement; not called where that was remembered.
+        requests: other ones than the configured.
 
     Raises:
         EngineError: it does not work.
     """
-    requests = workspace.config.requests
+    requests = requests or workspace.config.requests
     key = digest_of(
         [
             candidate.artifact,
@@ -105,17 +110,18 @@ def measure_candidate(
         ]
     )
     measurement, _ = workspace.store.once(
-        f"measurement-{key}", Measurement, lambda: _measure(workspace, candidate, while_open)
+        f"measurement-{key}", Measurement, lambda: _measure(workspace, candidate, while_open, requests)
     )
     return measurement
 
 
 def _measure(
-    workspace: Workspace, candidate: Candidate, while_open: Callable[[Engine], object]
+    workspace: Workspace,
+    candidate: Candidate,
+    while_open: Callable[[Engine], object],
+    requests: RequestSettings,
 ) -> Measurement:
-    predicted = serving_budget(
-        workspace.architecture, candidate.format, candidate.engine, workspace.config.requests
-    )
+    predicted = serving_budget(workspace.architecture, candidate.format, candidate.engine, requests)
     logger.info("  measuring %s", candidate.name)
     tokens = prompt_tokens(workspace)
     import_engine(candidate.engine.engine)
@@ -123,7 +129,7 @@ def _measure(
         began_s = time.perf_counter()
         with open_candidate(workspace, candidate) as engine:
             load_s = time.perf_counter() - began_s
-            performance = measure(engine, workspace.config.requests, tokens, load_s=load_s)
+            performance = measure(engine, requests, tokens, load_s=load_s)
             held, peak_bytes = engine.memory(), peak.growth_bytes
             while_open(engine)
     return Measurement(

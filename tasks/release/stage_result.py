@@ -22,6 +22,7 @@ class CandidateResult(Record):
         error: why it failed, one line; None when it did not.
         dropped: why it was given up before it was measured; None where it was not.
         metrics: further figures under their MLflow names: what it took to build, how it agrees with its source.
+        sensitivity: nats a token that each linear layer is predicted to lose at 4 bits, by name, where its build measured that.
     """
 
     name: str
@@ -31,6 +32,7 @@ class CandidateResult(Record):
     error: str | None = None
     dropped: str | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
+    sensitivity: dict[str, float] = Field(default_factory=dict)
 
 
 class StageResult(Record):
