@@ -13,6 +13,7 @@ from configs.engine import EngineSettings
 from configs.space import WeightCandidate
 from tasks.quantization.candidate_needs import CandidatePreflight
 from tasks.quantization.options import Option, brief, options_of
+from tasks.quantization.out_of_memory import memory_errors
 from tasks.quantization.sensitivity import estimated_nats
 from tasks.quantization.strategy import Step, Strategy, mean_speed
 from tasks.quantization.survivors import SLACK
@@ -58,7 +59,8 @@ def explore(
     options = options_of(config, {each.name: each for each in predicted}, score_s)
     search = _Search(workspace, Strategy(options, limit_nats=_limit_nats(workspace)), screen, failures)
     search.learn(named)
-    while (step := search.strategy.next(left_s())) is not None:
+    # A budget that is too small for anything still pays for the first candidate.
+    while (step := search.strategy.next(left_s() if search.strategy.nats else math.inf)) is not None:
         search.take(step)
     refused = [each for each in predicted if each.refused is not None and each.name not in named]
     return [
@@ -124,7 +126,8 @@ class _Search:
             raise ValueError(f"{option.name} was never built")
         requests = brief(self._workspace.config.requests)
         try:
-            speed = measure_candidate(self._workspace, result.candidate, requests=requests).performance
+            with memory_errors():
+                speed = measure_candidate(self._workspace, result.candidate, requests=requests).performance
         except self._failures as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             logger.warning("%s failed: %s", result.name, reason)

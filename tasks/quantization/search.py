@@ -19,6 +19,7 @@ from tasks.quality.quality_error import QualityError
 from tasks.quantization.candidate_needs import candidate_name
 from tasks.quantization.explore import explore, seconds_left
 from tasks.quantization.options import served
+from tasks.quantization.out_of_memory import memory_errors
 from tasks.quantization.parity import check_export
 from tasks.quantization.preflight import preflight, refusals
 from tasks.quantization.reload import check_reloads
@@ -136,8 +137,9 @@ def _screen(workspace: Workspace, declared: WeightCandidate, engine: EngineSetti
     name = _name(declared, engine)
     candidate: Candidate | None = None
     try:
-        candidate = make_candidate(workspace, workspace.source, engine, declared.weights)
-        screen = screen_candidate(workspace, candidate)
+        with memory_errors():
+            candidate = make_candidate(workspace, workspace.source, engine, declared.weights)
+            screen = screen_candidate(workspace, candidate)
     except _FAILURES as error:
         return _failed(CandidateResult(name=name, candidate=candidate, measurement=None), error)
     return CandidateResult(
@@ -155,10 +157,11 @@ def _measure(workspace: Workspace, result: CandidateResult) -> CandidateResult:
     if candidate is None:
         raise ValueError(f"{result.name} was never built")
     try:
-        measured = measure_candidate(
-            workspace, candidate, lambda engine: continue_prompts(workspace, candidate, engine)
-        )
-        parity = check_export(workspace, candidate)
+        with memory_errors():
+            measured = measure_candidate(
+                workspace, candidate, lambda engine: continue_prompts(workspace, candidate, engine)
+            )
+            parity = check_export(workspace, candidate)
     except _FAILURES as error:
         return _failed(result, error)
     return result.model_copy(update={"measurement": measured, "metrics": result.metrics | parity.metrics})
