@@ -69,7 +69,7 @@ class QuantizeSettings(Section):
     )
     scheduler: SchedulerSettings = SchedulerSettings()
     budget_minutes: float | None = Field(
-        None, gt=0, description="no further candidate is begun after this time; null: all are tried"
+        None, gt=0, description="no further candidate is begun after this time; null: all that are worth it"
     )
     max_build_mib: float | None = Field(
         None, gt=0, description="memory that a build may take, MiB; null: what the machine has left"

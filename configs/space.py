@@ -57,7 +57,7 @@ class QuantizeSpace(Section):
     kv_cache: tuple[KvCache, ...] = Field(("f32",), min_length=1)
     activation_group: tuple[int, ...] = Field((0,), min_length=1)
     calibration_samples: int = Field(
-        32, ge=1, description="sections of calibration text, of every combination"
+        32, ge=1, description="sections of calibration text, of every combination that calibrates"
     )
 
     @model_validator(mode="after")
@@ -93,10 +93,10 @@ class QuantizeSpace(Section):
         """Every combination as a candidate, or as the reason why there is none."""
         axes = self._axes()
         for values in itertools.product(*axes.values()):
-            chosen = _neutral(dict(zip(axes, values, strict=True)))
+            chosen = self._neutral(dict(zip(axes, values, strict=True)))
             serving = {name: chosen.pop(name) for name in _SERVING}
             try:
-                weights = WeightSettings(**chosen, calibration_samples=self.calibration_samples)
+                weights = WeightSettings(**chosen)
                 engine = EngineSettings(**serving)
             except ValidationError as error:
                 yield error.errors()[0]["msg"].removeprefix("Value error, ")
@@ -104,14 +104,15 @@ class QuantizeSpace(Section):
             serving["kv_cache"] = (engine.kv_cache,)
             yield why_impossible(weights, engine) or WeightCandidate(weights=weights, **serving)
 
+    def _neutral(self, chosen: dict[str, Any]) -> dict[str, Any]:
+        """The combination with the neutral value of every setting that has no meaning in it."""
+        if chosen["calibration"] != "none":
+            chosen |= {"calibration_samples": self.calibration_samples}
+        if chosen["engine"] == "openvino" and chosen["bits"] == 8:
+            chosen |= {"group_size": -1}
+        if chosen["engine"] == "onnxruntime":
+            chosen |= {"activation_group": 0, "compute": "f32"}
+        return chosen
+
     def _first_reason(self) -> str:
         return next(each for each in self._tried() if isinstance(each, str))
-
-
-def _neutral(chosen: dict[str, Any]) -> dict[str, Any]:
-    """The combination with the neutral value of every setting that its engine does not have."""
-    if chosen["engine"] == "openvino" and chosen["bits"] == 8:
-        return chosen | {"group_size": -1}
-    if chosen["engine"] == "onnxruntime":
-        return chosen | {"activation_group": 0, "compute": "f32"}
-    return chosen

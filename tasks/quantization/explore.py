@@ -116,7 +116,8 @@ class _Search:
             strategy.timed(option, result.metrics["perf/brief_tokens_per_s"], seconds=seconds)
         else:
             nats = result.screen["kl_nats"]
-            build_s = min(result.metrics.get("time/build_s", 0.0), seconds) if option.build_s else 0.0
+            was_there = option.build_s == 0 or strategy.is_built(option)
+            build_s = 0.0 if was_there else min(result.metrics.get("time/build_s", 0.0), seconds)
             strategy.screened(option, nats, build_s=build_s, score_s=seconds - build_s)
             strategy.estimate(estimated_nats(self._workspace, option, nats, strategy.options))
 

@@ -75,7 +75,7 @@ class Strategy:
     def screened(self, option: Option, nats: float, *, build_s: float, score_s: float) -> None:
         """An option's divergence, and what it took; `build_s` is 0 where its artifact was there."""
         self.nats[option.name] = max(nats, BEST_NATS / 10)
-        if build_s > 0 and option.build not in self._built:
+        if build_s > 0:
             self._seconds[option.name] = build_s
         self._built.add(option.build)
         self._score_s.append(score_s)
@@ -92,6 +92,10 @@ class Strategy:
     def fail(self, option: Option) -> None:
         """It could not be built or run: it is not proposed again."""
         self.failed.add(option.name)
+
+    def is_built(self, option: Option) -> bool:
+        """Whether the artifact that serves an option is there, by all that was told."""
+        return option.build in self._built
 
     def worthwhile(self) -> list[Step]:
         """Every step that is worth its time, were there enough of it."""
