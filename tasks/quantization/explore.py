@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from configs.engine import EngineSettings
 from configs.space import WeightCandidate
 from tasks.quantization.candidate_needs import CandidatePreflight
+from tasks.quantization.front import mean_speed
 from tasks.quantization.options import Option, brief, options_of
 from tasks.quantization.out_of_memory import memory_errors
 from tasks.quantization.sensitivity import estimated_nats
-from tasks.quantization.strategy import Step, Strategy, mean_speed
+from tasks.quantization.strategy import Step, Strategy
 from tasks.quantization.survivors import SLACK
 from tasks.release.measuring import measure_candidate
 from tasks.release.stage_result import CandidateResult
@@ -96,7 +97,7 @@ class _Search:
             self._named.add(option.name)
             if "kl_nats" in result.screen:
                 self.strategy.screened(option, result.screen["kl_nats"], build_s=0, score_s=option.score_s)
-            self.strategy.fail(option)  # known, and not to be proposed: the stage measures what was named
+            self.strategy.close(option)  # known, and not to be proposed: the stage measures what was named
 
     def take(self, step: Step) -> None:
         """Do a step and tell the strategy what came out."""
@@ -111,7 +112,7 @@ class _Search:
     def _tell(self, step: Step, result: CandidateResult, seconds: float) -> None:
         option, strategy = step.option, self.strategy
         if result.error is not None:
-            strategy.fail(option)
+            strategy.close(option)
         elif step.kind == "time":
             strategy.timed(option, result.metrics["perf/brief_tokens_per_s"], seconds=seconds)
         else:

@@ -13,7 +13,6 @@ The strategy is pure: it proposes a step, is told what came out, and proposes th
 replays a table over the same code. Nothing is drawn by chance, and options are ordered by name: the same figures give the same steps.
 """
 
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,18 +20,19 @@ from typing import Literal
 
 import numpy as np
 
+from tasks.quantization.front import BEST_NATS, Corner, Point, growth, hypervolume, pareto
 from tasks.quantization.options import Option
 from tasks.quantization.prediction import BUILD_SECONDS, DIVERGENCE, SPEED, Floats
 
 LEAST_GAIN = 0.002
 """Of the front's hypervolume: what is expected to add less is not tried."""
-WORST_NATS, BEST_NATS = 3.0, 1e-3
-"""Divergence that is worth nothing, and below which nothing is worth more."""
+WORST_NATS = 3.0
+"""Divergence that is worth nothing, where no limit says so."""
 _NODES, _SHARES = (-math.sqrt(3), 0.0, math.sqrt(3)), (1 / 6, 2 / 3, 1 / 6)
 """Gauss-Hermite quadrature of a normal distribution, three points."""
 
 StepKind = Literal["screen", "time"]
-Point = tuple[float, float]
+Fronts = tuple[Sequence[Point], Sequence[Point]]
 
 
 @dataclass(frozen=True)
@@ -57,45 +57,45 @@ class Strategy:
         self.limit_nats = limit_nats
         self.nats: dict[str, float] = {}
         self.speed: dict[str, float] = {}
-        self.estimated_nats: dict[str, float] = {}
-        self.failed: set[str] = set()
-        self._seconds: dict[str, float] = {}
+        self._estimated_nats: dict[str, float] = {}
+        self._build_s: dict[str, float] = {}
         self._score_s: list[float] = []
         self._built: set[object] = set()
+        self._failed: set[str] = set()
 
     def next(self, left_s: float = math.inf) -> Step | None:
         """The step that is worth most for its time; None where none is worth it, or fits into what is left of the budget."""
-        worth = self._worth()
-        fitting = [(gain / seconds, step) for gain, seconds, step in worth if seconds <= left_s]
-        if not fitting:
-            return None
-        best, step = max(fitting, key=lambda each: each[0])
-        return step
+        fitting = [(gain / seconds, step) for gain, seconds, step in self._worth() if seconds <= left_s]
+        return max(fitting, key=lambda each: each[0])[1] if fitting else None
 
     def screened(self, option: Option, nats: float, *, build_s: float, score_s: float) -> None:
         """An option's divergence, and what it took; `build_s` is 0 where its artifact was there."""
         self.nats[option.name] = max(nats, BEST_NATS / 10)
         if build_s > 0:
-            self._seconds[option.name] = build_s
+            self._build_s[option.name] = build_s
         self._built.add(option.build)
         self._score_s.append(score_s)
-
-    def estimate(self, nats: Mapping[str, float]) -> None:
-        """Divergence of options that were not screened, as measured relatives let expect it, by name."""
-        self.estimated_nats |= nats
 
     def timed(self, option: Option, speed: float, *, seconds: float) -> None:
         """An option's tokens a second, one stream and all in flight averaged geometrically."""
         self.speed[option.name] = speed
         self._score_s.append(seconds)
 
-    def fail(self, option: Option) -> None:
-        """It could not be built or run: it is not proposed again."""
-        self.failed.add(option.name)
+    def estimate(self, nats: Mapping[str, float]) -> None:
+        """Divergence of options that were not screened, as measured relatives let expect it, by name."""
+        self._estimated_nats |= nats
+
+    def close(self, option: Option) -> None:
+        """It is not to be proposed again: it could not be built or run, or somebody else cares for it."""
+        self._failed.add(option.name)
 
     def is_built(self, option: Option) -> bool:
         """Whether the artifact that serves an option is there, by all that was told."""
         return option.build in self._built
+
+    def is_near(self, option: Option) -> bool:
+        """Whether a screened option's divergence is worth anything."""
+        return self.nats[option.name] < self._worst_nats()
 
     def worthwhile(self) -> list[Step]:
         """Every step that is worth its time, were there enough of it."""
@@ -117,117 +117,83 @@ class Strategy:
 
     def predicted_nats(self, option: Option) -> float:
         """Divergence that is expected of an option."""
-        mean, _ = DIVERGENCE.predict(self.options, self.nats, self.estimated_nats)
+        mean, _ = DIVERGENCE.predict(self.options, self.nats, self._estimated_nats)
         return math.exp(mean[self.options.index(option)])
 
     def _worth(self) -> list[tuple[float, float, Step]]:
         """(gain, seconds, step) of every step that is worth its time."""
         if not self.options:
             return []
-        nats = DIVERGENCE.predict(self.options, self.nats, self.estimated_nats)
+        nats = DIVERGENCE.predict(self.options, self.nats, self._estimated_nats)
         speed = SPEED.predict(self.options, self.speed)
-        build_s, _ = BUILD_SECONDS.predict(self.options, self._seconds)
-        fronts = self._fronts(speed[0])
+        build_s, _ = BUILD_SECONDS.predict(self.options, self._build_s)
+        corner = self._corner(speed[0])
+        fronts = self._fronts(corner)
         least = LEAST_GAIN * sum(hypervolume(front) for front in fronts)
         found = []
         for number, option in enumerate(self.options):
             kind = self._open_step(option)
             if kind is None:
                 continue
-            gain = self._gain(number, nats, speed, fronts)
+            expected_nats, expected_speed = ((each[0][number], each[1][number]) for each in (nats, speed))
+            gain = self._gain(option, expected_nats, expected_speed, corner, fronts)
             if gain > least:
-                found.append((gain, self._step_seconds(option, kind, build_s[number]), Step(kind, option)))
+                found.append((gain, self._seconds(option, kind, build_s[number]), Step(kind, option)))
         return found
 
     def _open_step(self, option: Option) -> StepKind | None:
-        if option.name in self.failed or option.name in self.speed:
+        if option.name in self._failed or option.name in self.speed:
             return None
         return "time" if option.name in self.nats else "screen"
 
-    def _step_seconds(self, option: Option, kind: StepKind, log_build_s: float) -> float:
+    def _seconds(self, option: Option, kind: StepKind, log_build_s: float) -> float:
         score_s = float(np.mean(self._score_s)) if self._score_s else option.score_s
-        if kind == "time" or option.build in self._built:
+        if kind == "time" or self.is_built(option):
             return score_s
         return score_s + math.exp(log_build_s)
 
-    def is_near(self, option: Option) -> bool:
-        """Whether a screened option's divergence is worth anything."""
-        return self.nats[option.name] < self._reference_nats()
-
-    def _reference_nats(self) -> float:
+    def _worst_nats(self) -> float:
         limit = self.limit_nats
         return limit if limit is not None and min(self.nats.values(), default=math.inf) < limit else WORST_NATS
 
-    def _goodness(self, nats: float) -> float:
-        """Of a divergence: 0 at the reference, in logarithms."""
-        return math.log(self._reference_nats() / max(nats, BEST_NATS))
+    def _corner(self, expected_log_speed: Floats) -> Corner:
+        """A little slower and larger than anything in the space."""
+        largest = max(each.weights_mib for each in self.options)
+        return Corner(float(expected_log_speed.min()) - 0.5, 1.1 * largest, self._worst_nats())
 
-    def _fronts(self, expected_speed: Floats) -> tuple[Sequence[Point], Sequence[Point]]:
-        """Known points above the worst corner: (speed, goodness) and (smallness, goodness)."""
-        self._slowest = float(expected_speed.min()) - 0.5
-        self._largest = math.log(max(each.weights_mib for each in self.options)) + 0.1
-        sizes = {each.name: each.weights_mib for each in self.options}
-        fast = [
-            (math.log(speed) - self._slowest, self._goodness(self.nats[name]))
-            for name, speed in self.speed.items()
-        ]
-        small = [(self._largest - math.log(sizes[name]), self._goodness(n)) for name, n in self.nats.items()]
+    def _fronts(self, corner: Corner) -> Fronts:
+        """Of what is known."""
+        fast = (corner.fast(math.log(speed), self.nats[name]) for name, speed in self.speed.items())
+        small = (
+            corner.small(each.weights_mib, self.nats[each.name])
+            for each in self.options
+            if each.name in self.nats
+        )
         return pareto(fast), pareto(small)
 
     def _gain(
         self,
-        number: int,
-        nats: tuple[Floats, Floats],
-        speed: tuple[Floats, Floats],
-        fronts: tuple[Sequence[Point], Sequence[Point]],
+        option: Option,
+        log_nats: tuple[float, float],
+        log_speed: tuple[float, float],
+        corner: Corner,
+        fronts: Fronts,
     ) -> float:
-        """Expected growth of both fronts, were the option known."""
-        option, (fast, small) = self.options[number], fronts
-        is_screened = option.name in self.nats
-        smallness = self._largest - math.log(option.weights_mib)
-        nodes = ((0.0, 1.0),) if is_screened else tuple(zip(_NODES, _SHARES, strict=True))
-        total = 0.0
-        for node, share in nodes:
-            expected = math.exp(nats[0][number] + node * nats[1][number])
-            goodness = self._goodness(self.nats.get(option.name, expected))
-            gained = 0.0 if is_screened else growth(small, (smallness, goodness))
-            for other, part in zip(_NODES, _SHARES, strict=True):
-                log_speed = speed[0][number] + other * speed[1][number] - self._slowest
-                gained += part * growth(fast, (log_speed, goodness))
-            total += share * gained
-        return total
+        """Expected growth of both fronts, were the option known. Expectations are (mean, deviation) of logarithms."""
+        fast, small = fronts
+        known = self.nats.get(option.name)
+        outcomes = [(1.0, known)] if known is not None else list(_outcomes(*log_nats))
+        gain = 0.0
+        for share, nats in outcomes:
+            if known is None:
+                gain += share * growth(small, corner.small(option.weights_mib, nats))
+            for part, speed in _outcomes(*log_speed):
+                gain += share * part * growth(fast, corner.fast(math.log(speed), nats))
+        return gain
 
 
-def pareto(points: Iterable[Point]) -> list[Point]:
-    """Points that no other is at least as large as in both coordinates, the first coordinate rising."""
-    best: list[Point] = []
-    for point in sorted(set(points), reverse=True):
-        if not best or point[1] > best[-1][1]:
-            best.append(point)
-    return best[::-1]
-
-
-def hypervolume(front: Sequence[Point]) -> float:
-    """Area between the axes and a front as `pareto` gives it; coordinates below 0 count as 0."""
-    edges = [0.0, *(max(x, 0.0) for x, _ in front)]
-    return sum(
-        (right - left) * max(y, 0.0) for (left, right), (_, y) in zip(itertools.pairwise(edges), front, strict=True)
-    )
-
-
-def growth(front: Sequence[Point], point: Point) -> float:
-    """Area that a point adds to a front."""
-    if point[0] <= 0 or point[1] <= 0 or any(x >= point[0] and y >= point[1] for x, y in front):
-        return 0.0
-    return hypervolume(pareto([*front, point])) - hypervolume(front)
-
-
-def mean_speed(decode_tokens_per_s: float, throughput_tokens_per_s: float) -> float:
-    """One stream and all in flight, averaged geometrically: neither end may be bought with the other."""
-    return math.sqrt(decode_tokens_per_s * throughput_tokens_per_s)
-
-
-def front_of(nats: Mapping[str, float], speed: Mapping[str, float]) -> tuple[str, ...]:
-    """Names of the timed options that no other is faster and less divergent than."""
-    best = set(pareto((speed[name], -nats[name]) for name in speed if name in nats))
-    return tuple(sorted(name for name in speed if name in nats and (speed[name], -nats[name]) in best))
+def _outcomes(mean: float, deviation: float) -> Sequence[tuple[float, float]]:
+    """(share, value) of a lognormal quantity at the nodes of the quadrature."""
+    return [
+        (share, math.exp(mean + node * deviation)) for share, node in zip(_SHARES, _NODES, strict=True)
+    ]

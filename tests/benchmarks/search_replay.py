@@ -9,8 +9,9 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tasks.quantization.front import hypervolume, mean_speed, pareto
 from tasks.quantization.options import Option
-from tasks.quantization.strategy import Step, Strategy, hypervolume, mean_speed, pareto
+from tasks.quantization.strategy import Step, Strategy
 from tests.benchmarks.search_grid import GridRow
 
 Grid = Mapping[str, GridRow]
