@@ -1,7 +1,7 @@
 """The declared space, searched: screened and shortly timed in the order of the strategy, within the budget.
 
-Every figure is remembered by the store under what it depends on, so a search that was killed finds all but the step in progress. A step that
-fails is recorded with its reason, and the search goes on; an error is never remembered.
+Every figure is remembered by the store under what it depends on, so a search that was killed finds all but the step in progress. A step
+that fails is recorded with its reason, and the search goes on; an error is never remembered.
 """
 
 import logging

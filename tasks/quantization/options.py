@@ -43,6 +43,17 @@ class Option:
         return self.engine.engine, self.weights, has_ranges
 
     @property
+    def is_nearest(self) -> bool:
+        """Whether every layer is rounded to nearest, at the same bits."""
+        traits = self.traits
+        return bool(traits["calibration"] == "none" and not any(traits["eight"]))
+
+    @property
+    def family(self) -> tuple[object, ...]:
+        """What options have in common that differ in calibration, budget and serving only."""
+        return tuple(self.traits[name] for name in ("engine", "bits", "symmetric", "group_size", "embedding_bits"))
+
+    @property
     def traits(self) -> dict[str, Any]:
         """By what it is like other options, each setting once."""
         weights, engine = self.weights, self.engine

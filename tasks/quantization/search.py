@@ -79,7 +79,9 @@ def _search(workspace: Workspace, settings: QuantizeSettings) -> tuple[Candidate
     """Every declared candidate: screened and reloaded, and measured where it survives."""
     began_s, predicted = time.monotonic(), preflight(workspace).candidates
     screened = _screen_all(workspace, settings)
-    every = (_name(each, engine) for each in settings.candidates for engine in _engines(workspace, each, settings))
+    every = (
+        _name(each, engine) for each in settings.candidates for engine in _engines(workspace, each, settings)
+    )
     screened += explore(
         workspace,
         dict(zip(every, screened, strict=True)),

@@ -20,9 +20,7 @@ def sensitivities_of(
     workspace: Workspace, engine: EngineSettings, weights: WeightSettings
 ) -> dict[str, float]:
     """Nats a token of each layer at 4 bits, where building the format measured them."""
-    return layer_sensitivities(
-        workspace.store, workspace.source, engine.engine, weights, _texts(workspace)
-    )
+    return layer_sensitivities(workspace.store, workspace.source, engine.engine, weights, _texts(workspace))
 
 
 def estimated_nats(

@@ -1,10 +1,11 @@
 """In which order the points of a space are tried, and which of them not at all: the cheapest information first.
 
-What a screen costs is its build, and builds differ by a factor of twenty: rounding to nearest takes seconds, AWQ and GPTQ minutes, another
-cache type for a built artifact nothing. So rungs by the amount of text, as in plain successive halving, save nothing; here the rungs are
-the formats themselves. Everything known so far predicts what every other option would come out at (`prediction`), and the next step is the one
-whose expected gain of the front is largest for its predicted seconds: the expected hypervolume improvement (Emmerich et al. 2006), of
-the front of speed against divergence plus that of bytes against divergence, in logarithms.
+What a screen costs is its build, and builds differ by a factor of twenty: rounding to nearest takes seconds, AWQ and GPTQ minutes,
+another cache type for a built artifact nothing. So rungs by the amount of text, as in plain successive halving, save nothing; here the
+rungs are the formats themselves. What is known so far predicts what every other option would come out at (`prediction`), and the next
+step is the one whose expected gain of the front is largest for its predicted seconds: the expected hypervolume improvement (Emmerich et al.
+2006), of the front of speed against divergence plus that of bytes against divergence, in logarithms. Before a format that takes minutes,
+its round-to-nearest relative is screened: it says whether the minutes are worth it.
 
 An option takes two steps: "screen" (build it, score the search text) and "time" (a short run of requests). Once something known is
 within the limit of divergence, what lies beyond the limit is worth nothing, however fast. What is expected to add nothing is not tried.
@@ -26,6 +27,8 @@ from tasks.quantization.prediction import BUILD_SECONDS, DIVERGENCE, SPEED, Floa
 
 LEAST_GAIN = 0.002
 """Of the front's hypervolume: what is expected to add less is not tried."""
+FAR_CHEAPER = 2.0
+"""So many times less must a relative take to be tried first."""
 WORST_NATS = 3.0
 """Divergence that is worth nothing, where no limit says so."""
 _NODES, _SHARES = (-math.sqrt(3), 0.0, math.sqrt(3)), (1 / 6, 2 / 3, 1 / 6)
@@ -65,8 +68,13 @@ class Strategy:
 
     def next(self, left_s: float = math.inf) -> Step | None:
         """The step that is worth most for its time; None where none is worth it, or fits into what is left of the budget."""
-        fitting = [(gain / seconds, step) for gain, seconds, step in self._worth() if seconds <= left_s]
-        return max(fitting, key=lambda each: each[0])[1] if fitting else None
+        seconds = self._expected_seconds()
+        fitting = [(gain, step) for gain, step in self._worth() if seconds[step.option.name] <= left_s]
+        if not fitting:
+            return None
+        _, best = max(fitting, key=lambda each: each[0] / seconds[each[1].option.name])
+        relative = self._cheap_relative(best.option, seconds) if best.kind == "screen" else None
+        return best if relative is None else Step("screen", relative)
 
     def screened(self, option: Option, nats: float, *, build_s: float, score_s: float) -> None:
         """An option's divergence, and what it took; `build_s` is 0 where its artifact was there."""
@@ -99,7 +107,7 @@ class Strategy:
 
     def worthwhile(self) -> list[Step]:
         """Every step that is worth its time, were there enough of it."""
-        return [step for _, _, step in self._worth()]
+        return [step for _, step in self._worth()]
 
     def better_than(self, option: Option, clearly_faster: float) -> str | None:
         """A timed option that is so many times faster, and neither larger nor further from the source; None where none is."""
@@ -120,13 +128,12 @@ class Strategy:
         mean, _ = DIVERGENCE.predict(self.options, self.nats, self._estimated_nats)
         return math.exp(mean[self.options.index(option)])
 
-    def _worth(self) -> list[tuple[float, float, Step]]:
-        """(gain, seconds, step) of every step that is worth its time."""
+    def _worth(self) -> list[tuple[float, Step]]:
+        """Every step whose expected gain counts, with that gain."""
         if not self.options:
             return []
         nats = DIVERGENCE.predict(self.options, self.nats, self._estimated_nats)
         speed = SPEED.predict(self.options, self.speed)
-        build_s, _ = BUILD_SECONDS.predict(self.options, self._build_s)
         corner = self._corner(speed[0])
         fronts = self._fronts(corner)
         least = LEAST_GAIN * sum(hypervolume(front) for front in fronts)
@@ -138,7 +145,7 @@ class Strategy:
             expected_nats, expected_speed = ((each[0][number], each[1][number]) for each in (nats, speed))
             gain = self._gain(option, expected_nats, expected_speed, corner, fronts)
             if gain > least:
-                found.append((gain, self._seconds(option, kind, build_s[number]), Step(kind, option)))
+                found.append((gain, Step(kind, option)))
         return found
 
     def _open_step(self, option: Option) -> StepKind | None:
@@ -146,15 +153,32 @@ class Strategy:
             return None
         return "time" if option.name in self.nats else "screen"
 
-    def _seconds(self, option: Option, kind: StepKind, log_build_s: float) -> float:
-        score_s = float(np.mean(self._score_s)) if self._score_s else option.score_s
-        if kind == "time" or self.is_built(option):
-            return score_s
-        return score_s + math.exp(log_build_s)
+    def _expected_seconds(self) -> dict[str, float]:
+        """Of the next step of every option, by name."""
+        build_s, _ = BUILD_SECONDS.predict(self.options, self._build_s)
+        found = {}
+        for option, log_build_s in zip(self.options, build_s, strict=True):
+            score_s = float(np.mean(self._score_s)) if self._score_s else option.score_s
+            found[option.name] = score_s + (0.0 if self.is_built(option) else math.exp(log_build_s))
+        return found
+
+    def _cheap_relative(self, option: Option, seconds: Mapping[str, float]) -> Option | None:
+        """The same format rounded to nearest, where that is far cheaper to try and none of its kind is known yet."""
+        family = [each for each in self.options if each.family == option.family and each.is_nearest]
+        if option.is_nearest or any(each.name in self.nats for each in family):
+            return None
+        cheap = [
+            each
+            for each in family
+            if each.name not in self._failed and seconds[each.name] * FAR_CHEAPER <= seconds[option.name]
+        ]
+        return min(cheap, key=lambda each: (each.engine != option.engine, seconds[each.name]), default=None)
 
     def _worst_nats(self) -> float:
         limit = self.limit_nats
-        return limit if limit is not None and min(self.nats.values(), default=math.inf) < limit else WORST_NATS
+        return (
+            limit if limit is not None and min(self.nats.values(), default=math.inf) < limit else WORST_NATS
+        )
 
     def _corner(self, expected_log_speed: Floats) -> Corner:
         """A little slower and larger than anything in the space."""
@@ -194,6 +218,4 @@ class Strategy:
 
 def _outcomes(mean: float, deviation: float) -> Sequence[tuple[float, float]]:
     """(share, value) of a lognormal quantity at the nodes of the quadrature."""
-    return [
-        (share, math.exp(mean + node * deviation)) for share, node in zip(_SHARES, _NODES, strict=True)
-    ]
+    return [(share, math.exp(mean + node * deviation)) for share, node in zip(_SHARES, _NODES, strict=True)]

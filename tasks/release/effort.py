@@ -24,7 +24,10 @@ def disk_bytes(workspace: Workspace) -> int:
     trained = len(config.adapt.methods) if config.adapt and config.adapt.data else 0
     return (
         2 * full_precision * (1 + trained)
-        + sum(weight_bytes(architecture, *stored) for stored in {(each.weights, each.engine) for each in declared})
+        + sum(
+            weight_bytes(architecture, *stored)
+            for stored in {(each.weights, each.engine) for each in declared}
+        )
         + 2 * tokens * architecture.vocabulary
     )
 

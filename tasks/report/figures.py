@@ -55,7 +55,9 @@ def draw_figures(evidence: Evidence) -> dict[str, str]:
         figures["pareto-front.svg"] = _svg("pareto", 3.6, lambda f: draw_pareto(f, tried, released, margin))
     if searched := sensitive(tried):
         height = 0.4 + 2.4 * len(searched)
-        figures["layer-sensitivity.svg"] = _svg("sensitivity", height, lambda f: draw_sensitivity(f, searched))
+        figures["layer-sensitivity.svg"] = _svg(
+            "sensitivity", height, lambda f: draw_sensitivity(f, searched)
+        )
     if measured:
         height = 1.1 + 0.42 * len(measured)
         figures["latency-percentiles.svg"] = _svg("latency", height, lambda f: _latency(f, measured))

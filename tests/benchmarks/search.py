@@ -56,7 +56,8 @@ def _compared(
         for number, front in enumerate(("speed", "bytes")):
             sides = {"keiryo": mine, "random": chance}
             values = {
-                side: [areas(grid, runs[seed], share * whole_s)[number] for seed in SEEDS] for side, runs in sides.items()
+                side: [areas(grid, runs[seed], share * whole_s)[number] for seed in SEEDS]
+                for side, runs in sides.items()
             }
             work = f"hypervolume of {front} against KL at {share:.0%} of the grid's time"
             report += [row(side, work, "of the grid's", values[side]) for side in sides]
@@ -65,7 +66,11 @@ def _compared(
     gated = {seed: list(ours(grid, _shuffled(options, seed), SLACK * MARGIN_NATS)) for seed in SEEDS}
     for side, runs in {"keiryo": mine, "keiryo, with the margin": gated, "random": chance}.items():
         times = [found_s(runs[seed], wanted) / whole_s for seed in SEEDS]
-        report.append(row(side, f"time to {wanted}, the grid's best within {MARGIN_NATS:g} nats", "of the grid's", times))
+        report.append(
+            row(
+                side, f"time to {wanted}, the grid's best within {MARGIN_NATS:g} nats", "of the grid's", times
+            )
+        )
         ends = [runs[seed][-1].at_s / whole_s for seed in SEEDS]
         report.append(row(side, "time to its own end", "of the grid's", ends))
     report.append(row("grid", f"{len(grid)} candidates, builds, screens and short runs", "s", [whole_s]))
@@ -79,7 +84,9 @@ def _costs(grid: Grid) -> list[dict[str, object]]:
     parts = {
         "build, to nearest": [each.build_s for each in rows if each.build_s and "'none'" in each.build],
         "build, calibrated": [
-            each.build_s + sum(each.shared.values()) for each in rows if each.build_s and "'none'" not in each.build
+            each.build_s + sum(each.shared.values())
+            for each in rows
+            if each.build_s and "'none'" not in each.build
         ],
         "screen": [each.screen_s for each in rows],
         "short run": [each.brief_s for each in rows],

@@ -1,7 +1,7 @@
 """Searches over a measured grid, replayed with its recorded costs: the stage's own strategy, and a random order.
 
-Both take the same steps at the same price (a build once, what it shares once, scoring, a short run) and end when the grid does. A random
-search screens and times one option after another; it has nothing to decide by.
+Both take the same steps at the same price: a build once, what it shares once, scoring, a short run. A random search screens and times
+one option after another; it has nothing to decide by.
 """
 
 import math
@@ -32,7 +32,9 @@ class Clock:
         if step.kind == "time":
             self.now_s += row.brief_s
             return 0.0
-        parts = row.shared | {row.build: max(each.build_s for each in self.grid.values() if each.build == row.build)}
+        parts = row.shared | {
+            row.build: max(each.build_s for each in self.grid.values() if each.build == row.build)
+        }
         build_s = sum(seconds for name, seconds in parts.items() if name not in self._paid)
         self._paid |= set(parts)
         self.now_s += build_s + row.screen_s
@@ -77,13 +79,19 @@ def grid_s(grid: Grid, options: Iterable[Option]) -> float:
 
 def best(grid: Grid) -> str:
     """What the stage would choose of the whole grid: the fastest whose screen is within the margins."""
-    within = [row for row in grid.values() if row.nats <= MARGIN_NATS and row.perplexity_fraction <= MARGIN_PERPLEXITY]
+    within = [
+        row
+        for row in grid.values()
+        if row.nats <= MARGIN_NATS and row.perplexity_fraction <= MARGIN_PERPLEXITY
+    ]
     return max(within, key=lambda row: mean_speed(row.decode, row.throughput)).name
 
 
 def found_s(events: Sequence[Event], name: str) -> float:
     """When an option had been screened and timed; infinite where it never was."""
-    return next((each.at_s for each in events if each.step.kind == "time" and each.step.option.name == name), math.inf)
+    return next(
+        (each.at_s for each in events if each.step.kind == "time" and each.step.option.name == name), math.inf
+    )
 
 
 def areas(grid: Grid, events: Sequence[Event], at_s: float) -> tuple[float, float]:

@@ -69,7 +69,10 @@ def test_the_size_is_said():
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("quantize.space={engine: [onnxruntime], number: [nf4], bits: [8]}", "none of its 2 combinations is possible"),
+        (
+            "quantize.space={engine: [onnxruntime], number: [nf4], bits: [8]}",
+            "none of its 2 combinations is possible",
+        ),
         ("quantize.space={engine: [openvino], bits: [4], calibration: [hqq]}", "calibration on openvino"),
         ("quantize.space={engine: []}", "quantize.space.0.engine = []"),
         ("quantize.space={engin: [openvino]}", "did you mean engine?"),
@@ -101,7 +104,15 @@ def every_format() -> list[WeightSettings]:
         "number": ("int", "nf4"),
         "symmetric": (True, False),
         "group_size": (-1, 64, 48),
-        "calibration": ("none", "gptq", "awq+scale_estimation", "lora_correction", "nncf_gptq", "hqq", "k_quant"),
+        "calibration": (
+            "none",
+            "gptq",
+            "awq+scale_estimation",
+            "lora_correction",
+            "nncf_gptq",
+            "hqq",
+            "k_quant",
+        ),
         "int8_ratio": (0.0, 0.2, 1.0),
         "embedding_bits": (4, 8, 16),
         "activations": ("float", "int8_dynamic", "int8_static"),

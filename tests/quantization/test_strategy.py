@@ -32,7 +32,9 @@ def options() -> tuple[Option, ...]:
             declared=declared,
             engine=engine,
             weights_mib=truth_mib(declared.weights.bits, declared.weights.int8_ratio),
-            build_s=30.0 if declared.weights.calibration == "none" else 90.0,  # both are wrong, by factors of 3 and 2
+            build_s=30.0
+            if declared.weights.calibration == "none"
+            else 90.0,  # both are wrong, by factors of 3 and 2
             score_s=10.0,
         )
         for declared in settings.declared
@@ -133,11 +135,20 @@ def test_what_cannot_pass_is_not_built_once_something_can():
     assert not [step for step in steps[within + 1 :] if step.option.weights.calibration != "none"]
 
 
+def test_the_cheap_relative_is_tried_before_the_dear_format():
+    steps = list(Table(Strategy(options())).steps())
+    for number, step in enumerate(steps):
+        if step.option.weights.calibration == "gptq":
+            before = {each.option.family for each in steps[:number] if each.option.is_nearest}
+            assert step.option.family in before
+
+
 def test_the_order_of_the_options_has_no_meaning():
     shuffled = list(options())
     random.Random(3).shuffle(shuffled)
     one, other = (
-        [(step.kind, step.option.name) for step in Table(Strategy(each)).steps()] for each in (options(), shuffled)
+        [(step.kind, step.option.name) for step in Table(Strategy(each)).steps()]
+        for each in (options(), shuffled)
     )
     assert one == other
 

@@ -122,9 +122,17 @@ def test_figures_for_what_there_is() -> None:
 
 def test_the_sensitivity_of_layers_is_drawn_once_for_each_set_of_figures() -> None:
     made = evidence()
-    layers = {f"model.layers.{n}.{kind}": 1e-4 * (n + 1) for n in range(3) for kind in ("mlp.up_proj", "self_attn.q_proj")}
+    layers = {
+        f"model.layers.{n}.{kind}": 1e-4 * (n + 1)
+        for n in range(3)
+        for kind in ("mlp.up_proj", "self_attn.q_proj")
+    }
     quantize = RESULTS[1].model_copy(
-        update={"candidates": tuple(each.model_copy(update={"sensitivity": layers}) for each in RESULTS[1].candidates)}
+        update={
+            "candidates": tuple(
+                each.model_copy(update={"sensitivity": layers}) for each in RESULTS[1].candidates
+            )
+        }
     )
     drawn = draw_figures(made.model_copy(update={"results": (RESULTS[0], quantize)}))
     assert drawn["layer-sensitivity.svg"].count("predicted KL, nats") == 1
@@ -143,12 +151,16 @@ def test_the_front_has_bars_where_there_are_intervals() -> None:
         }
     )
     plain, barred = (
-        draw_figures(made.model_copy(update={"results": (RESULTS[1].model_copy(update={"candidates": (each,)}),)}))
+        draw_figures(
+            made.model_copy(update={"results": (RESULTS[1].model_copy(update={"candidates": (each,)}),)})
+        )
         for each in (tried, with_bars)
     )
     lines = [figure["pareto-front.svg"].count("<path") for figure in (plain, barred)]
     assert lines[1] == lines[0] + 2
-    page = render_report(made.model_copy(update={"results": (RESULTS[1].model_copy(update={"candidates": (with_bars,)}),)}))
+    page = render_report(
+        made.model_copy(update={"results": (RESULTS[1].model_copy(update={"candidates": (with_bars,)}),)})
+    )
     assert "kl_nats 0.0045 [0.004, 0.0052]" in page
 
 
