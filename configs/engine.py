@@ -52,6 +52,14 @@ class EngineSettings(Section):
         """Whether keys and values are rounded to integers."""
         return self.kv_cache in ("u8", "u4")
 
+    @property
+    def serving_label(self) -> str:
+        """What tells two configurations of one engine and artifact apart: "u8 cache", "u8 cache, bf16, activations g32"."""
+        parts = [f"{self.kv_cache} cache"]
+        parts += [self.compute] if self.compute != "f32" else []
+        parts += [f"activations g{self.activation_group}"] if self.activation_group else []
+        return ", ".join(parts)
+
     @model_validator(mode="after")
     def _possible(self) -> "EngineSettings":
         if not self.use_kv_cache and self.engine != "transformers":

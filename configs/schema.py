@@ -10,7 +10,7 @@ from configs.engine import EngineSettings, SchedulerSettings
 from configs.model import ModelSettings
 from configs.quality import REFERENCE, QualitySettings
 from configs.section import Section
-from configs.weights import WeightSettings
+from configs.space import QuantizeSpace, WeightCandidate
 
 
 class Goals(Section):
@@ -60,26 +60,6 @@ class ProfileSettings(Section):
     new_tokens: int = Field(12, ge=4, description="new tokens a measurement of the latency table")
 
 
-class WeightCandidate(Section):
-    """One point of the quantize stage's declared space: a weight format on an engine, with each KV-cache type.
-
-    engine: vllm is built, and served by `vllm serve`; it is not measured here, so it is recorded and never proposed.
-    """
-
-    engine: Literal["openvino", "onnxruntime", "vllm"]
-    weights: WeightSettings
-    compute: Literal["f32", "bf16"] = "f32"
-    activation_group: int = Field(0, ge=0, description="int8 activations in groups of this size (OpenVINO)")
-    kv_cache: tuple[Literal["f32", "bf16", "f16", "u8", "u4"], ...] = Field(("f32",), min_length=1)
-
-    @model_validator(mode="after")
-    def _possible(self) -> "WeightCandidate":
-        objection = self.weights.vllm_objection if self.engine == "vllm" else None
-        if objection is not None:
-            raise ValueError(objection)
-        return self
-
-
 class ParallelSettings(Section):
     """Who builds and screens candidates. Speed and memory are always measured one at a time, by the rollout's own process."""
 
@@ -116,7 +96,10 @@ class ParallelSettings(Section):
 class QuantizeSettings(Section):
     """Stage 2."""
 
-    candidates: tuple[WeightCandidate, ...] = Field(min_length=1)
+    candidates: tuple[WeightCandidate, ...] = Field((), description="named one by one")
+    space: tuple[QuantizeSpace, ...] = Field(
+        (), description="products of settings, searched beside the candidates; one alone needs no list"
+    )
     scheduler: SchedulerSettings = SchedulerSettings()
     tries: int = Field(
         1,
@@ -124,7 +107,7 @@ class QuantizeSettings(Section):
         description="candidates judged on the gate items, the next best where one does not pass; each is one of quality.tries",
     )
     budget_minutes: float | None = Field(
-        None, gt=0, description="no further candidate is begun after this time; null: all are tried"
+        None, gt=0, description="no further candidate is begun after this time; null: all that are worth it"
     )
     max_build_mib: float | None = Field(
         None, gt=0, description="memory that a build may take, MiB; null: what the machine has left"
@@ -144,6 +127,27 @@ class QuantizeSettings(Section):
         if any(tokens < 1 for tokens in contexts) or len(set(contexts)) < len(contexts):
             raise ValueError("prompt lengths are above 0 and each is given once")
         return contexts
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _one_or_more(cls, raw: Any) -> Any:
+        return () if raw is None else (raw,) if isinstance(raw, dict) else raw
+
+    @model_validator(mode="after")
+    def _something_to_try(self) -> "QuantizeSettings":
+        if not self.candidates and not self.space:
+            raise ValueError("nothing to try; give candidates, a space, or both")
+        return self
+
+    @property
+    def declared(self) -> tuple[WeightCandidate, ...]:
+        """The candidates, then those of the space that are not among them, one cache type each."""
+        named = (
+            each.model_copy(update={"kv_cache": (kv_cache,)})
+            for each in self.candidates
+            for kv_cache in each.kv_cache
+        )
+        return tuple(dict.fromkeys([*named, *(each for space in self.space for each in space.candidates)]))
 
 
 class BatchingSettings(Section):

@@ -184,6 +184,8 @@ def _candidates(found: Preflight) -> None:
             row.name, *(f"{figure:.0f}" for figure in figures), f"{row.seconds:.0f}", row.seconds_from
         )
     console.print(table)
+    for number, said in enumerate(found.spaces):
+        console.print(f"quantize.space.{number}: {said}; a search tries what is worth its time")
     cache = ", ".join(f"{size} bytes a token in {kind}" for kind, size in found.kv_token_bytes.items())
     console.print(f"KV cache: {cache}; {found.kv_factor:.0%} of one with a key for every query head")
     for row in found.candidates:

@@ -97,6 +97,28 @@ def resolve_weights(
     return plain.model_copy(update={"int8_layers": named})
 
 
+def layer_sensitivities(
+    store: Store,
+    checkpoint: Artifact,
+    engine: EngineName,
+    weights: WeightSettings,
+    calibration: Sequence[str],
+) -> dict[str, float]:
+    """Nats a token that each linear layer loses at 4 bits, by name, where building the format measured it; else nothing.
+
+    Args:
+        store: of the artifact.
+        checkpoint: it was made from.
+        engine: it is for.
+        weights: as declared, with its budget; it was built.
+        calibration: texts it was built with.
+    """
+    if (weights.bits, weights.calibration) != (4, "gptq") or weights.int8_layers:
+        return {}
+    plain = weights.model_copy(update={"max_bytes_fraction": None, "max_rounding_nats": None})
+    return layer_errors(_rounded(store, checkpoint, engine, plain, calibration).folder)
+
+
 def _budget_bytes(
     checkpoint: Artifact, weights: WeightSettings, fraction: float, grids: Mapping[str, Grid]
 ) -> float:

@@ -73,7 +73,7 @@ class CandidatePreflight(Record):
 
 def candidate_name(engine: EngineSettings, weights: WeightSettings) -> str:
     """What a candidate of the source is called."""
-    return f"{engine.engine} {weights.label}, {engine.kv_cache} cache"
+    return f"{engine.engine} {weights.label}, {engine.serving_label}"
 
 
 def predict(

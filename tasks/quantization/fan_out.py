@@ -18,7 +18,8 @@ from pathlib import Path
 
 from configs.engine import EngineSettings
 from configs.load import ConfigError
-from configs.schema import Config, ParallelSettings, WeightCandidate
+from configs.schema import Config, ParallelSettings
+from configs.space import WeightCandidate
 from tasks.data.text import TextSplits
 from tasks.models.checkpoint import Architecture
 from tasks.quantization.candidate_needs import candidate_name

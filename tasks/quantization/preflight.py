@@ -30,6 +30,7 @@ from tasks.quantization.candidate_needs import (
     predict,
 )
 from tasks.quantization.long_context import check_contexts
+from tasks.quantization.options import served
 from tasks.release.workspace import Workspace
 from tasks.store.record import Record
 from tasks.store.store import Store
@@ -48,6 +49,7 @@ class Preflight(Record):
         candidates: in declared order.
         disk_mib: of all that fit; an export that several are made from is counted once.
         seconds: to build all that fit.
+        spaces: how many candidates every declared space holds, in words.
     """
 
     limits: Limits
@@ -57,6 +59,7 @@ class Preflight(Record):
     candidates: tuple[CandidatePreflight, ...]
     disk_mib: float
     seconds: float
+    spaces: tuple[str, ...] = ()
 
 
 def machine_limits(config: Config, store: Store) -> Limits:
@@ -112,6 +115,7 @@ def preflight(workspace: Workspace, limits: Limits | None = None) -> Preflight:
         candidates=found,
         disk_mib=disk_mib,
         seconds=sum(seconds.values()),
+        spaces=tuple(space.said for space in config.quantize.space) if config.quantize else (),
     )
 
 
@@ -164,12 +168,8 @@ def _declared(config: Config) -> Iterator[Declared]:
     settings = config.quantize
     if settings is None:
         return
-    for declared in settings.candidates:
-        for kv_cache in declared.kv_cache:
-            engine = EngineSettings(
-                engine=declared.engine, compute=declared.compute, kv_cache=kv_cache,
-                activation_group=declared.activation_group, threads=config.threads, scheduler=settings.scheduler,
-            )  # fmt: skip
+    for declared in settings.declared:
+        for engine in served(declared, settings, config.threads):
             yield declared.weights, engine
 
 

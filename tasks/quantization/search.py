@@ -1,4 +1,6 @@
-"""The quantize stage: every declared weight format and KV-cache type screened, the survivors measured, the best one judged.
+"""The quantize stage: weight formats and KV-cache types screened, the survivors measured, the best one judged.
+
+What is named as a candidate is screened in any case; a declared space is searched (`explore`).
 
 Screening uses the search split, the verdict the gate split: the best of twenty would otherwise be flattered by the choice
 (winner's curse). Where the best does not pass, the next best is judged, as often as `quantize.tries` declares and
@@ -9,16 +11,22 @@ import logging
 import time
 
 from configs.engine import EngineSettings
-from configs.schema import QuantizeSettings, WeightCandidate
+from configs.schema import QuantizeSettings
+from configs.space import WeightCandidate
 from tasks.compression.build_cost import build_cost, build_metrics
 from tasks.compression.error import CompressionError
 from tasks.engines.protocol import EngineError
 from tasks.quality.quality_error import QualityError
+from tasks.quantization.candidate_needs import candidate_name
+from tasks.quantization.explore import explore, seconds_left
 from tasks.quantization.fan_out import ScreenMap, budget_spent, side_by_side
 from tasks.quantization.long_context import at_long_context, long_context_csv, long_context_metrics
+from tasks.quantization.options import served
+from tasks.quantization.out_of_memory import memory_errors
 from tasks.quantization.parity import check_export
-from tasks.quantization.preflight import refusals
+from tasks.quantization.preflight import preflight, refusals
 from tasks.quantization.reload import check_reloads
+from tasks.quantization.sensitivity import sensitivities_of
 from tasks.quantization.survivors import surviving, why_dropped
 from tasks.release.candidate import Candidate, Measurement
 from tasks.release.decision import missed_goals, worth_judging
@@ -121,7 +129,19 @@ def _search(
     workspace: Workspace, settings: QuantizeSettings, screen_map: ScreenMap | None
 ) -> tuple[CandidateResult, ...]:
     """Every declared candidate: screened and reloaded, and measured where it survives."""
+    began_s, predicted = time.monotonic(), preflight(workspace).candidates
     screened = _screen_all(workspace, settings, screen_map)
+    every = (
+        _name(each, engine) for each in settings.candidates for engine in _engines(workspace, each, settings)
+    )
+    screened += explore(
+        workspace,
+        dict(zip(every, screened, strict=True)),
+        predicted,
+        screen_one,
+        _FAILURES,
+        lambda: seconds_left(began_s, settings.budget_minutes),
+    )
     sound = [each.candidate for each in screened if each.candidate is not None and each.screen]
     failed = check_reloads(workspace, sound)
     margins, adapt = workspace.config.quality.margins, workspace.config.adapt
@@ -171,17 +191,7 @@ def _screen_all(
 def _engines(
     workspace: Workspace, declared: WeightCandidate, settings: QuantizeSettings
 ) -> tuple[EngineSettings, ...]:
-    return tuple(
-        EngineSettings(
-            engine=declared.engine,
-            compute=declared.compute,
-            kv_cache=kv_cache,
-            activation_group=declared.activation_group,
-            threads=workspace.config.threads,
-            scheduler=settings.scheduler,
-        )
-        for kv_cache in declared.kv_cache
-    )
+    return tuple(served(declared, settings, workspace.config.threads))
 
 
 def screen_one(workspace: Workspace, declared: WeightCandidate, engine: EngineSettings) -> CandidateResult:
@@ -193,7 +203,7 @@ def screen_one(workspace: Workspace, declared: WeightCandidate, engine: EngineSe
     name = _name(declared, engine)
     candidate: Candidate | None = None
     try:
-        with at_work(workspace.store):
+        with at_work(workspace.store), memory_errors():
             candidate = make_candidate(workspace, workspace.source, engine, declared.weights)
             screen = screen_candidate(workspace, candidate)
     except _FAILURES as error:
@@ -204,6 +214,7 @@ def screen_one(workspace: Workspace, declared: WeightCandidate, engine: EngineSe
         measurement=None,
         screen=screen,
         metrics=build_metrics(build_cost(workspace.store, candidate.artifact)),
+        sensitivity=sensitivities_of(workspace, engine, declared.weights),
     )
 
 
@@ -212,9 +223,10 @@ def _measure(workspace: Workspace, result: CandidateResult) -> CandidateResult:
     if candidate is None:
         raise ValueError(f"{result.name} was never built")
     try:
-        measured = measure_candidate(workspace, candidate, with_continuations=True)
-        parity = check_export(workspace, candidate)
-        long = at_long_context(workspace, candidate)
+        with memory_errors():
+            measured = measure_candidate(workspace, candidate, with_continuations=True)
+            parity = check_export(workspace, candidate)
+            long = at_long_context(workspace, candidate)
     except _FAILURES as error:
         return _failed(result, error)
     metrics = result.metrics | parity.metrics | long_context_metrics(long)
@@ -239,4 +251,4 @@ def _failed(result: CandidateResult, error: BaseException) -> CandidateResult:
 
 
 def _name(declared: WeightCandidate, engine: EngineSettings) -> str:
-    return f"{engine.engine} {declared.weights.label}, {engine.kv_cache} cache"
+    return candidate_name(engine, declared.weights)

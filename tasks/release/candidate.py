@@ -41,6 +41,8 @@ class Performance(Record):
         ttft_ms: time to first token, one stream.
         itl_ms: inter-token latency, one stream.
         load_s: from the sealed artifact to the first possible call.
+        decode_runs: decode_tokens_per_s of every repeat.
+        throughput_runs: throughput_tokens_per_s of every repeat.
     """
 
     prefill_tokens_per_s: float
@@ -49,6 +51,8 @@ class Performance(Record):
     ttft_ms: Percentiles
     itl_ms: Percentiles
     load_s: float
+    decode_runs: tuple[float, ...] = ()
+    throughput_runs: tuple[float, ...] = ()
 
 
 class Memory(Record):

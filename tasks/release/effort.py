@@ -20,11 +20,14 @@ def disk_bytes(workspace: Workspace) -> int:
     text = config.quality.text
     tokens = (text.gate_sections + text.search_sections) * text.section_characters // CHARACTERS_A_TOKEN
     full_precision = 4 * architecture.parameters
-    declared = config.quantize.candidates if config.quantize else ()
+    declared = config.quantize.declared if config.quantize else ()
     trained = len(config.adapt.methods) if config.adapt and config.adapt.data else 0
     return (
         2 * full_precision * (1 + trained)
-        + sum(weight_bytes(architecture, candidate.weights, candidate.engine) for candidate in declared)
+        + sum(
+            weight_bytes(architecture, *stored)
+            for stored in {(each.weights, each.engine) for each in declared}
+        )
         + 2 * tokens * architecture.vocabulary
     )
 
@@ -37,7 +40,7 @@ def rollout_seconds(workspace: Workspace) -> float:
     gate = text.gate_sections * text.section_characters // CHARACTERS_A_TOKEN
     gate += len(config.quality.tasks.names) * config.quality.tasks.items * TOKENS_AN_ITEM
     search = text.search_sections * text.section_characters // CHARACTERS_A_TOKEN
-    candidates = sum(len(c.kv_cache) for c in config.quantize.candidates) if config.quantize else 0
+    candidates = len(config.quantize.declared) if config.quantize else 0
     training = config.adapt.training if config.adapt and config.adapt.data else None
     trained = (
         len(config.adapt.methods) * training.steps * training.batch_sequences * training.sequence_tokens

@@ -51,7 +51,7 @@ def make_candidate(
     # The cost is that of what was declared: learning which layers need 8 bits is part of it.
     artifact = measured_build(*declared, build)
     stored = resolve_weights(*declared)
-    name = f"{engine.engine} {stored.label}, {engine.kv_cache} cache{note}"
+    name = f"{engine.engine} {stored.label}, {engine.serving_label}{note}"
     return Candidate(name=name, artifact=artifact.digest, engine=engine, weights=stored.label, format=stored)
 
 

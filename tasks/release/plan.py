@@ -101,7 +101,7 @@ def make_plan(
 def formats(config: Config) -> list[tuple[WeightSettings, EngineSettings]]:
     """The source on the baseline engine, then every declared candidate."""
     found = [(WeightSettings(), config.profile.baseline)]
-    for declared in config.quantize.candidates if config.quantize else ():
+    for declared in config.quantize.declared if config.quantize else ():
         for kv_cache in declared.kv_cache:
             engine = EngineSettings(
                 engine=declared.engine, compute=declared.compute, kv_cache=kv_cache,

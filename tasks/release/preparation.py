@@ -108,8 +108,13 @@ def check_group_sizes(config: Config, architecture: Architecture) -> None:
         "intermediate size": architecture.intermediate,
         "attention width": architecture.heads * architecture.head_dim,
     }
-    for index, candidate in enumerate(config.quantize.candidates if config.quantize else ()):
+    if config.quantize is None:
+        return
+    for index, candidate in enumerate(config.quantize.candidates):
         check_group_size(f"quantize.candidates.{index}.weights.group_size", candidate.weights, inputs)
+    for index, space in enumerate(config.quantize.space):
+        for candidate in space.candidates:
+            check_group_size(f"quantize.space.{index}.group_size", candidate.weights, inputs)
 
 
 def check_group_size(where: str, weights: WeightSettings, inputs: dict[str, int]) -> None:

@@ -24,6 +24,7 @@ class CandidateResult(Record):
         judged: the gate's verdict on it, where it was judged.
         reason: of that verdict, one line.
         metrics: further figures under their MLflow names: what it took to build, how it agrees with its source.
+        sensitivity: nats a token that each linear layer is predicted to lose at 4 bits, by name, where its build measured that.
     """
 
     name: str
@@ -35,6 +36,7 @@ class CandidateResult(Record):
     judged: VerdictName | None = None
     reason: str = ""
     metrics: dict[str, float] = Field(default_factory=dict)
+    sensitivity: dict[str, float] = Field(default_factory=dict)
 
 
 class StageResult(Record):

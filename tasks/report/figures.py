@@ -1,13 +1,9 @@
-"""The figures of a rollout as SVG. Axes and text have the page's colour; text stays text, to be searched.
-
-Matplotlib draws ink in one sentinel colour, which becomes `currentColor`: one file serves light, dark and
-print.
-"""
+"""The figures of a rollout as SVG. Axes and text have the page's colour; text stays text, to be searched."""
 
 import io
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -17,23 +13,22 @@ from tasks.quality.verdict import MetricVerdict
 from tasks.release.evidence import Evidence
 from tasks.release.ledger import Ledger, LedgerRow
 from tasks.release.metrics import delta
-from tasks.release.stage_result import CandidateResult, StageResult
+from tasks.release.stage_result import StageResult
+from tasks.report.palette import BLUE, GREEN, GREY, INK, ORANGE, RED
+from tasks.report.search_figures import draw_pareto, draw_sensitivity, sensitive
 
-_INK = "#010203"
-# Okabe and Ito's palette: told apart by colour-blind readers, and in grey by lightness and marker.
-_BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#8a8f98"
-_VERDICT_COLOURS = {"PASS": _GREEN, "FAIL": _RED, "INCONCLUSIVE": _ORANGE}
+_VERDICT_COLOURS = {"PASS": GREEN, "FAIL": RED, "INCONCLUSIVE": ORANGE}
 _WIDTH_INCHES = 8.4
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "keiryo",
     "font.family": "sans-serif",
     "font.size": 9.5,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 10,
@@ -57,7 +52,12 @@ def draw_figures(evidence: Evidence) -> dict[str, str]:
     if any(each.measurement is not None for each in tried):
         released = {result.proposal.name for result in evidence.results if result.kept and result.proposal}
         margin = evidence.config.quality.margins.kl_nats
-        figures["pareto-front.svg"] = _svg("pareto", 3.6, lambda f: _pareto(f, tried, released, margin))
+        figures["pareto-front.svg"] = _svg("pareto", 3.6, lambda f: draw_pareto(f, tried, released, margin))
+    if searched := sensitive(tried):
+        height = 0.4 + 2.4 * len(searched)
+        figures["layer-sensitivity.svg"] = _svg(
+            "sensitivity", height, lambda f: draw_sensitivity(f, searched)
+        )
     if measured:
         height = 1.1 + 0.42 * len(measured)
         figures["latency-percentiles.svg"] = _svg("latency", height, lambda f: _latency(f, measured))
@@ -90,7 +90,7 @@ def _svg(name: str, height_inches: float, draw: Callable[[Figure], None]) -> str
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     return re.sub(r'(id="|"#|url\(#)', rf"\g<1>{name}-", text)
 
@@ -108,7 +108,7 @@ def _waterfall(figure: Figure, ledger: Ledger | None) -> None:
         start = 0.0
         for index, row in enumerate(rows):
             left, change = (0.0 if row is ledger.total else start), ratio(row)
-            colour = _BLUE if row is ledger.total else _GREEN if change >= 0 else _RED
+            colour = BLUE if row is ledger.total else GREEN if change >= 0 else RED
             axes.barh(index, change, left=left, color=colour, height=0.6)
             axes.annotate(
                 f"{math.exp(change):.3g}x",
@@ -131,7 +131,7 @@ def _speedup_axis(axes: Axes) -> None:
     factors = [f for f in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200) if low <= math.log(f) <= high]
     axes.set_xlim(low, high)
     axes.set_xticks([math.log(f) for f in factors], [f"{f:g}x" for f in factors])
-    axes.axvline(0, color=_INK, linewidth=0.8)
+    axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_xlabel("speed against the source")
 
 
@@ -160,8 +160,8 @@ def _forest(figure: Figure, judged: Sequence[StageResult]) -> None:
             axes.text(1.01, position, text, transform=beside, va="center")
             labels.append((position, f"{metric.task} {metric.metric}"))
         position += 1
-    axes.axvline(1, color=_RED, linestyle="--", linewidth=1)
-    axes.axvline(0, color=_INK, linewidth=0.8)
+    axes.axvline(1, color=RED, linestyle="--", linewidth=1)
+    axes.axvline(0, color=INK, linewidth=0.8)
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, -0.5), max(high, 1.5))
     axes.set_ylim(position - 0.4, -0.6)
@@ -170,43 +170,9 @@ def _forest(figure: Figure, judged: Sequence[StageResult]) -> None:
     axes.set_xlabel("loss of quality, in units of the margin (0: as the source, 1: all that is allowed)")
 
 
-def _pareto(
-    figure: Figure, tried: Iterable[CandidateResult], released: set[str], margin: float | None
-) -> None:
-    """Speed against divergence on the search items; the marker's area is the size of the weights."""
-    points = {each.name: each for each in tried if each.measurement is not None}
-    rows = [
-        (name, m.performance.throughput_tokens_per_s, each.screen["kl_nats"], m.memory.weights_mib)
-        for name, each in points.items()
-        if (m := each.measurement) is not None
-    ]
-    axes = figure.subplots()
-    front = [row for row in rows if not any(o[1] >= row[1] and o[2] <= row[2] and o != row for o in rows)]
-    front.sort(key=lambda row: row[1])
-    axes.plot([row[1] for row in front], [row[2] for row in front], color=_GREY, linewidth=1, zorder=1)
-    for number, (name, speed, divergence, mib) in enumerate(rows, start=1):
-        colour = _GREEN if name in released else _BLUE
-        label = f"{number}  {name} ({mib:.0f} MiB)"
-        axes.scatter([speed], [divergence], s=90 + mib, color=colour, zorder=2, label=label)
-        axes.annotate(
-            str(number), (speed, divergence), color="white", weight="bold", ha="center", va="center"
-        )
-    if margin is not None:
-        axes.axhline(margin, color=_RED, linestyle="--", linewidth=1)
-        axes.annotate("margin", (1, margin), xycoords=axes.get_yaxis_transform(), xytext=(0, 3),
-                      textcoords="offset points", ha="right", color=_RED, fontsize=8)  # fmt: skip
-    axes.margins(0.1, 0.25)
-    figure.legend(loc="outside right upper", fontsize=8, handlelength=1, markerscale=0.5)
-    if all(divergence > 0 for _, _, divergence, _ in rows):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("tokens/s, all requests in flight (further right is better)")
-    axes.set_ylabel("KL, nats a token (lower is better)")
-
-
 def _latency(figure: Figure, measured: Sequence[StageResult]) -> None:
     """p50, p95 and p99 of both latencies, stage by stage."""
-    marks = (("p50", "o", _GREEN), ("p95", "s", _BLUE), ("p99", "D", _ORANGE))
+    marks = (("p50", "o", GREEN), ("p95", "s", BLUE), ("p99", "D", ORANGE))
     titles = ("time to first token", "inter-token latency")
     for axes, title in zip(figure.subplots(1, 2, sharey=True), titles, strict=True):
         for index, result in enumerate(measured):
@@ -214,7 +180,7 @@ def _latency(figure: Figure, measured: Sequence[StageResult]) -> None:
                 continue
             speed = result.measurement.performance
             each = speed.ttft_ms if title == "time to first token" else speed.itl_ms
-            axes.plot([each.p50, each.p99], [index, index], color=_GREY, linewidth=1.5, zorder=1)
+            axes.plot([each.p50, each.p99], [index, index], color=GREY, linewidth=1.5, zorder=1)
             for name, marker, colour in marks:
                 label = name if axes.get_subplotspec().is_last_col() and not index else None
                 axes.plot([getattr(each, name)], [index], marker, color=colour, markersize=6, label=label)
@@ -234,7 +200,7 @@ def _memory(figure: Figure, measured: Sequence[StageResult]) -> None:
         if result.measurement is None:
             continue
         memory = result.measurement.memory
-        bars = (("predicted", memory.predicted_mib, _GREY, -0.19), ("measured", memory.peak_mib, _BLUE, 0.19))
+        bars = (("predicted", memory.predicted_mib, GREY, -0.19), ("measured", memory.peak_mib, BLUE, 0.19))
         for name, mib, colour, offset in bars:
             axes.barh(index + offset, mib, height=0.36, color=colour, label=None if index else name)
         error = f", predicted {memory.predicted_mib / memory.peak_mib - 1:+.0%}" if memory.peak_mib else ""

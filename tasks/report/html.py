@@ -13,7 +13,7 @@ from tasks.quality.verdict import MetricVerdict
 from tasks.release.evidence import Evidence
 from tasks.release.ledger import Ledger, LedgerRow
 from tasks.release.metrics import delta
-from tasks.release.stage_result import StageResult
+from tasks.release.stage_result import CandidateResult, StageResult
 from tasks.report.figures import draw_figures, in_unit
 
 _NONE = "\N{EN DASH}"
@@ -160,6 +160,13 @@ def _speedup(log_ratio: float, interval: tuple[float, float]) -> str:
     return f"{math.exp(log_ratio):.3g}{_TIMES} [{math.exp(interval[0]):.3g}, {math.exp(interval[1]):.3g}]"
 
 
+def _screened(result: CandidateResult, name: str) -> str:
+    """A figure of the screen, with its interval where it has one."""
+    low, high = (result.screen.get(f"{name}_ci_{end}") for end in ("low", "high"))
+    interval = "" if low is None or high is None else f" [{low:.4g}, {high:.4g}]"
+    return f"{result.screen[name]:.4g}{interval}"
+
+
 def _candidate_rows(result: StageResult) -> tuple[str, list[dict[str, str]]]:
     rows = []
     for each in result.candidates:
@@ -173,7 +180,9 @@ def _candidate_rows(result: StageResult) -> tuple[str, list[dict[str, str]]]:
                 "peak": f"{measured.memory.peak_mib:.0f}" if measured else _NONE,
                 "decode": f"{measured.performance.decode_tokens_per_s:.1f}" if measured else _NONE,
                 "throughput": f"{measured.performance.throughput_tokens_per_s:.1f}" if measured else _NONE,
-                "screen": ", ".join(f"{name} {value:.4g}" for name, value in each.screen.items()),
+                "screen": ", ".join(
+                    f"{name} {_screened(each, name)}" for name in each.screen if "_ci_" not in name
+                ),
                 "error": each.error or "",
                 "dropped": each.dropped or "",
             }

@@ -84,13 +84,17 @@ def measure(
         : settings.repeats
     ]
     first_s = [first.token_times_s[0] for (first,) in streams]
+    decode_runs = tuple(decode_rate(stream) for stream in streams)
+    throughput_runs = tuple(throughput(generate(engine, share)) for share in shares)
     return Performance(
         prefill_tokens_per_s=settings.prompt_tokens / median(first_s),
-        decode_tokens_per_s=median(decode_rate(stream) for stream in streams),
-        throughput_tokens_per_s=median(throughput(generate(engine, share)) for share in shares),
+        decode_tokens_per_s=median(decode_runs),
+        throughput_tokens_per_s=median(throughput_runs),
         ttft_ms=percentiles_ms(first_s),
         itl_ms=percentiles_ms([gap for stream in streams for gap in token_gaps_s(stream)]),
         load_s=load_s,
+        decode_runs=decode_runs,
+        throughput_runs=throughput_runs,
     )
 
 

@@ -24,11 +24,17 @@ def row(name: str, work: str, unit: str, runs: Sequence[float]) -> dict[str, obj
             "ci_high": high, "runs": list(runs)}  # fmt: skip
 
 
-def write(part: str, rows: Sequence[Mapping[str, object]], ratios: Mapping[str, Mapping[str, float]]) -> Path:
-    """Write both files; returns the readable one."""
+def write(
+    part: str,
+    rows: Sequence[Mapping[str, object]],
+    ratios: Mapping[str, Mapping[str, float]],
+    raw: Mapping[str, object] = {},
+) -> Path:
+    """Write both files, raw tables into the JSON alone; returns the readable one."""
     document = {
         "part": part, "machine": environment(), "date": datetime.now(UTC).date().isoformat(),
         "versions": library_versions(*LIBRARIES), "rows": list(rows), "ratios": dict(ratios),
+        **raw,
     }  # fmt: skip
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / f"{part}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny_llama import TEXTS, tiny_llama
 
 from configs.engine import EngineSettings
-from configs.schema import WeightCandidate
+from configs.space import WeightCandidate
 from configs.weights import WeightSettings
 from tasks.compression.build import build_artifact
 from tasks.compression.error import CompressionError

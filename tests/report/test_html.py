@@ -120,6 +120,50 @@ def test_figures_for_what_there_is() -> None:
     assert "Ledger</h2>" not in render_report(bare)
 
 
+def test_the_sensitivity_of_layers_is_drawn_once_for_each_set_of_figures() -> None:
+    made = evidence()
+    layers = {
+        f"model.layers.{n}.{kind}": 1e-4 * (n + 1)
+        for n in range(3)
+        for kind in ("mlp.up_proj", "self_attn.q_proj")
+    }
+    quantize = RESULTS[1].model_copy(
+        update={
+            "candidates": tuple(
+                each.model_copy(update={"sensitivity": layers}) for each in RESULTS[1].candidates
+            )
+        }
+    )
+    drawn = draw_figures(made.model_copy(update={"results": (RESULTS[0], quantize)}))
+    assert drawn["layer-sensitivity.svg"].count("predicted KL, nats") == 1
+    for text in ("up_proj", "q_proj", RESULTS[1].candidates[0].name):
+        assert text in drawn["layer-sensitivity.svg"]
+
+
+def test_the_front_has_bars_where_there_are_intervals() -> None:
+    made = evidence()
+    tried = RESULTS[1].candidates[0]
+    speed = tried.measurement.performance.model_copy(update={"throughput_runs": (440.0, 470.0, 490.0)})
+    with_bars = tried.model_copy(
+        update={
+            "measurement": tried.measurement.model_copy(update={"performance": speed}),
+            "screen": tried.screen | {"kl_nats_ci_low": 0.0040, "kl_nats_ci_high": 0.0052},
+        }
+    )
+    plain, barred = (
+        draw_figures(
+            made.model_copy(update={"results": (RESULTS[1].model_copy(update={"candidates": (each,)}),)})
+        )
+        for each in (tried, with_bars)
+    )
+    lines = [figure["pareto-front.svg"].count("<path") for figure in (plain, barred)]
+    assert lines[1] == lines[0] + 2
+    page = render_report(
+        made.model_copy(update={"results": (RESULTS[1].model_copy(update={"candidates": (with_bars,)}),)})
+    )
+    assert "kl_nats 0.0045 [0.004, 0.0052]" in page
+
+
 def test_two_figures_share_no_ids() -> None:
     drawn = draw_figures(evidence())
     ids = [set(re.findall(r'id="([^"]+)"', svg)) for svg in drawn.values()]

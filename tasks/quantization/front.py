@@ -1,0 +1,68 @@
+"""Fronts of two objectives, the area beneath them, and the scales on which a search weighs speed, bytes and divergence.
+
+All scales are logarithms above a worst corner, so that a factor is worth the same anywhere, and both coordinates of a point are to be
+as large as possible. Of three objectives two fronts are kept: speed against divergence, and smallness against divergence.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+BEST_NATS = 1e-3
+"""Divergence below which nothing is worth more."""
+
+Point = tuple[float, float]
+
+
+def pareto(points: Iterable[Point]) -> list[Point]:
+    """Points that no other is at least as large as in both coordinates, the first coordinate rising."""
+    best: list[Point] = []
+    for point in sorted(set(points), reverse=True):
+        if not best or point[1] > best[-1][1]:
+            best.append(point)
+    return best[::-1]
+
+
+def hypervolume(front: Sequence[Point]) -> float:
+    """Area between the axes and a front as `pareto` gives it; coordinates below 0 count as 0."""
+    edges = itertools.pairwise([0.0, *(max(x, 0.0) for x, _ in front)])
+    return sum((right - left) * max(y, 0.0) for (left, right), (_, y) in zip(edges, front, strict=True))
+
+
+def growth(front: Sequence[Point], point: Point) -> float:
+    """Area that a point adds to a front."""
+    if point[0] <= 0 or point[1] <= 0 or any(x >= point[0] and y >= point[1] for x, y in front):
+        return 0.0
+    return hypervolume(pareto([*front, point])) - hypervolume(front)
+
+
+def mean_speed(decode_tokens_per_s: float, throughput_tokens_per_s: float) -> float:
+    """One stream and all in flight, averaged geometrically: neither end may be bought with the other."""
+    return math.sqrt(decode_tokens_per_s * throughput_tokens_per_s)
+
+
+@dataclass(frozen=True)
+class Corner:
+    """What is worth nothing: this slow, this large, or this far from the source.
+
+    Attributes:
+        log_speed: logarithm of tokens a second.
+        mib: of weights.
+        nats: divergence.
+    """
+
+    log_speed: float
+    mib: float
+    nats: float
+
+    def fast(self, log_speed: float, nats: float) -> Point:
+        """On the front of speed against divergence."""
+        return log_speed - self.log_speed, self._near(nats)
+
+    def small(self, mib: float, nats: float) -> Point:
+        """On the front of bytes against divergence."""
+        return math.log(self.mib / mib), self._near(nats)
+
+    def _near(self, nats: float) -> float:
+        return math.log(self.nats / max(nats, BEST_NATS))

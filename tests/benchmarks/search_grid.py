@@ -1,0 +1,187 @@
+"""The grid behind `make bench PART=search`: every candidate of a real space built, screened and measured once.
+
+A row is appended to a file in the store as it comes, so that the grid can be measured in several runs. What several candidates are
+built from (the grids of 4-bit GPTQ) is timed on its own: a search pays for it once. The source's export is not counted: scoring the
+source makes it before any search begins.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from configs.quality import Margins, QualitySettings, TextSettings
+from configs.schema import Config, QuantizeSettings, RequestSettings
+from flows.offline import prepare_environment
+from tasks.compression.build import resolve_weights
+from tasks.quantization.candidate_needs import predict
+from tasks.quantization.explore import SCORE_SECONDS_A_GIB
+from tasks.quantization.options import Option, brief, options_of, served
+from tasks.release.judging import screen_candidate
+from tasks.release.measuring import make_candidate, measure_candidate
+from tasks.release.preparation import make_workspace
+from tasks.release.scoring import CandidateScores
+from tasks.release.workspace import Workspace
+from tasks.store.record import Record
+from tests.conftest import DEMO_MODEL
+
+_FOUR = {"engine": ["openvino"], "bits": [4], "compute": ["f32", "bf16"], "kv_cache": ["u8"], "activation_group": [32],
+         "calibration_samples": 16}  # fmt: skip
+SPACE = [
+    {"engine": ["openvino", "onnxruntime"], "compute": ["f32", "bf16"], "kv_cache": ["f32", "u8"], "activation_group": [32]},
+    _FOUR | {"symmetric": [False], "calibration": ["awq+scale_estimation"], "int8_ratio": [0.0, 0.2]},
+    _FOUR | {"symmetric": [True], "calibration": ["gptq"], "max_bytes_fraction": [None, 0.18]},
+]  # fmt: skip
+SETTINGS = QuantizeSettings.model_validate({"space": SPACE})
+CONFIG = Config(
+    name="search",
+    model=DEMO_MODEL,
+    threads=2,
+    behaviour=None,
+    quality=QualitySettings(
+        margins=Margins(perplexity_fraction=0.02, kl_nats=0.02, accuracy=None),
+        text=TextSettings(gate_sections=60, search_sections=16, calibration_sections=16),
+    ),
+    requests=RequestSettings(max_new_tokens=16, one_stream_new_tokens=24, repeats=3),
+    quantize=SETTINGS,
+)
+Made = TypeVar("Made")
+
+
+class GridRow(Record):
+    """One candidate as it came out.
+
+    Attributes:
+        name: of the option.
+        build: what is built, the same for all that are served from it.
+        build_s: building it, where all that it shares is there; 0 where the artifact itself is.
+        shared: what it is built from, by name, with the seconds that takes.
+        screen_s: scoring the search text, the engine's start included.
+        nats: divergence from the source on the search text.
+        perplexity_fraction: growth of perplexity there.
+        size_bytes: of the artifact's largest file, the weights.
+        brief_s: a short run of the requests, the engine's start included.
+        brief_decode, brief_throughput: its tokens a second, one stream and all in flight.
+        decode, throughput: the same, median of the full run.
+    """
+
+    name: str
+    build: str
+    build_s: float
+    shared: dict[str, float]
+    screen_s: float
+    nats: float
+    perplexity_fraction: float
+    size_bytes: int
+    brief_s: float
+    brief_decode: float
+    brief_throughput: float
+    decode: float
+    throughput: float
+
+
+def read_rows(workspace: Workspace) -> list[GridRow]:
+    """What was measured so far."""
+    file = _rows_file(workspace)
+    if not file.is_file():
+        return []
+    return [GridRow.model_validate_json(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def open_workspace() -> Workspace:
+    """The demo model, with a store of its own below KEIRYO_HOME, so that builds are builds."""
+    home = Path(os.environ.get("KEIRYO_HOME", ".keiryo")).resolve() / "bench-search"
+    home.mkdir(parents=True, exist_ok=True)
+    os.environ["KEIRYO_HOME"] = str(home)
+    prepare_environment(home, hub=False, threads=CONFIG.threads)
+    return make_workspace(CONFIG)
+
+
+def space_options(workspace: Workspace) -> tuple[Option, ...]:
+    """The options as the stage sees them on a machine that has built none of them."""
+    predicted = (
+        predict(workspace.architecture, declared.weights, engine, CONFIG.requests)
+        for declared in SETTINGS.declared
+        for engine in served(declared, SETTINGS, CONFIG.threads)
+    )
+    gib = 4 * workspace.architecture.parameters / 2**30
+    return options_of(CONFIG, {each.name: each for each in predicted}, SCORE_SECONDS_A_GIB * gib)
+
+
+def measure_grid(workspace: Workspace, minutes: float) -> bool:
+    """Measure what is missing, for about that long; whether the grid is whole."""
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    began_s = time.monotonic()
+    with CandidateScores(workspace, None, "search") as source:
+        source.text()
+    # Options of one build after another, so that the second and later ones find the artifact.
+    options = sorted(space_options(workspace), key=lambda each: (str(each.build), each.name))
+    done = {row.name: row for row in read_rows(workspace)}
+    for option in options:
+        if option.name in done:
+            continue
+        if time.monotonic() - began_s > 60 * minutes:
+            return False
+        row = _measured(workspace, option, {each.build for each in done.values()})
+        done[row.name] = row
+        with _rows_file(workspace).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row.model_dump()) + "\n")
+        print(row.model_dump_json(), flush=True)
+    return True
+
+
+def _measured(workspace: Workspace, option: Option, built: set[str]) -> GridRow:
+    shared = _shared(workspace, option)
+    candidate, build_s = _timed(
+        lambda: make_candidate(workspace, workspace.source, option.engine, option.weights)
+    )
+    screen, screen_s = _timed(lambda: screen_candidate(workspace, candidate))
+    short, brief_s = _timed(
+        lambda: measure_candidate(workspace, candidate, requests=brief(workspace.config.requests))
+    )
+    full = measure_candidate(workspace, candidate)
+    files = workspace.store.open(candidate.artifact).manifest.files
+    return GridRow(
+        name=option.name,
+        build=str(option.build),
+        build_s=0.0 if str(option.build) in built else build_s,
+        shared=shared,
+        screen_s=screen_s,
+        nats=screen["kl_nats"],
+        perplexity_fraction=screen["perplexity_delta_fraction"],
+        size_bytes=max(file.size_bytes for file in files),
+        brief_s=brief_s,
+        brief_decode=short.performance.decode_tokens_per_s,
+        brief_throughput=short.performance.throughput_tokens_per_s,
+        decode=full.performance.decode_tokens_per_s,
+        throughput=full.performance.throughput_tokens_per_s,
+    )
+
+
+def _shared(workspace: Workspace, option: Option) -> dict[str, float]:
+    """The seconds of what the option is built from, made now where nobody has."""
+    if option.weights.calibration != "gptq":
+        return {}
+    name = f"grids {'sym' if option.weights.symmetric else 'asym'} g{option.weights.group_size}"
+    for row in read_rows(workspace):
+        if name in row.shared:
+            return {name: row.shared[name]}
+    # A budget of bytes is resolved on the plain 4-bit grids: asking for one makes these and nothing else.
+    asked = option.weights.model_copy(update={"max_bytes_fraction": 0.5})
+    texts = [section.text for section in workspace.splits.calibration]
+    _, seconds = _timed(
+        lambda: resolve_weights(workspace.store, workspace.source, option.engine.engine, asked, texts)
+    )
+    return {name: seconds}
+
+
+def _rows_file(workspace: Workspace) -> Path:
+    return workspace.store.home / "grid.jsonl"
+
+
+def _timed(make: Callable[[], Made]) -> tuple[Made, float]:
+    began_s = time.perf_counter()
+    return make(), time.perf_counter() - began_s

@@ -1,0 +1,120 @@
+"""Searches over a measured grid, replayed with its recorded costs: the stage's own strategy, and a random order.
+
+Both take the same steps at the same price: a build once, what it shares once, scoring, a short run. A random search screens and times
+one option after another; it has nothing to decide by.
+"""
+
+import math
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tasks.quantization.front import hypervolume, mean_speed, pareto
+from tasks.quantization.options import Option
+from tasks.quantization.strategy import Step, Strategy
+from tests.benchmarks.search_grid import GridRow
+
+Grid = Mapping[str, GridRow]
+MARGIN_NATS, MARGIN_PERPLEXITY = 0.02, 0.02
+
+
+@dataclass
+class Clock:
+    """What a search has paid for so far, seconds."""
+
+    grid: Grid
+    now_s: float = 0.0
+    _paid: set[str] = field(default_factory=set)
+
+    def pay(self, step: Step) -> float:
+        """The step's price; what was built for it is there from now on. Returns the part of the build."""
+        row = self.grid[step.option.name]
+        if step.kind == "time":
+            self.now_s += row.brief_s
+            return 0.0
+        parts = row.shared | {
+            row.build: max(each.build_s for each in self.grid.values() if each.build == row.build)
+        }
+        build_s = sum(seconds for name, seconds in parts.items() if name not in self._paid)
+        self._paid |= set(parts)
+        self.now_s += build_s + row.screen_s
+        return build_s
+
+
+@dataclass(frozen=True)
+class Event:
+    """A step that ended at a time, seconds from the start."""
+
+    at_s: float
+    step: Step
+
+
+def ours(grid: Grid, options: Iterable[Option], limit_nats: float | None) -> Iterator[Event]:
+    """The strategy of the stage, told what the table says."""
+    strategy, clock = Strategy(options, limit_nats=limit_nats), Clock(grid)
+    while (step := strategy.next()) is not None:
+        row, build_s = grid[step.option.name], clock.pay(step)
+        if step.kind == "screen":
+            strategy.screened(step.option, row.nats, build_s=build_s, score_s=row.screen_s)
+        else:
+            speed = mean_speed(row.brief_decode, row.brief_throughput)
+            strategy.timed(step.option, speed, seconds=row.brief_s)
+        yield Event(clock.now_s, step)
+
+
+def at_random(grid: Grid, options: Iterable[Option], seed: int) -> Iterator[Event]:
+    """Every option in a drawn order."""
+    clock, order = Clock(grid), sorted(options, key=lambda each: each.name)
+    random.Random(seed).shuffle(order)
+    for option in order:
+        for step in (Step("screen", option), Step("time", option)):
+            clock.pay(step)
+            yield Event(clock.now_s, step)
+
+
+def grid_s(grid: Grid, options: Iterable[Option]) -> float:
+    """What the whole grid costs, in whatever order."""
+    return max(event.at_s for event in at_random(grid, options, 0))
+
+
+def best(grid: Grid) -> str:
+    """What the stage would choose of the whole grid: the fastest whose screen is within the margins."""
+    within = [
+        row
+        for row in grid.values()
+        if row.nats <= MARGIN_NATS and row.perplexity_fraction <= MARGIN_PERPLEXITY
+    ]
+    return max(within, key=lambda row: mean_speed(row.decode, row.throughput)).name
+
+
+def found_s(events: Sequence[Event], name: str) -> float:
+    """When an option had been screened and timed; infinite where it never was."""
+    return next(
+        (each.at_s for each in events if each.step.kind == "time" and each.step.option.name == name), math.inf
+    )
+
+
+def areas(grid: Grid, events: Sequence[Event], at_s: float) -> tuple[float, float]:
+    """Hypervolume at a time, of speed against divergence and of bytes against divergence, each over the whole grid's."""
+    known = [event.step for event in events if event.at_s <= at_s]
+    timed = [grid[step.option.name] for step in known if step.kind == "time"]
+    screened = [grid[step.option.name] for step in known if step.kind == "screen"]
+    every = list(grid.values())
+    return (
+        hypervolume(pareto(_fast(timed, every))) / hypervolume(pareto(_fast(every, every))),
+        hypervolume(pareto(_small(screened, every))) / hypervolume(pareto(_small(every, every))),
+    )
+
+
+def _fast(rows: Sequence[GridRow], every: Sequence[GridRow]) -> list[tuple[float, float]]:
+    slowest = 0.9 * min(mean_speed(row.decode, row.throughput) for row in every)
+    return [(math.log(mean_speed(row.decode, row.throughput) / slowest), _near(row, every)) for row in rows]
+
+
+def _small(rows: Sequence[GridRow], every: Sequence[GridRow]) -> list[tuple[float, float]]:
+    largest = 1.1 * max(row.size_bytes for row in every)
+    return [(math.log(largest / row.size_bytes), _near(row, every)) for row in rows]
+
+
+def _near(row: GridRow, every: Sequence[GridRow]) -> float:
+    return math.log(1.1 * max(each.nats for each in every) / row.nats)
