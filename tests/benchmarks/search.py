@@ -89,7 +89,7 @@ def _costs(grid: Grid) -> list[dict[str, object]]:
             if each.build_s and "'none'" not in each.build
         ],
         "screen": [each.screen_s for each in rows],
-        "short run": [each.brief_s for each in rows],
+        "short run": [each.speed_s for each in rows],
     }
     return [row("grid", what, "s", seconds) for what, seconds in parts.items() if seconds]
 

@@ -1,4 +1,4 @@
-"""The grid behind `make bench PART=search`: every candidate of a real space built, screened and measured once.
+"""The grid behind `make bench PART=search`: every candidate of a real space built, screened and timed once.
 
 A row is appended to a file in the store as it comes, so that the grid can be measured in several runs. What several candidates are
 built from (the grids of 4-bit GPTQ) is timed on its own: a search pays for it once. The source's export is not counted: scoring the
@@ -13,10 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
+
 from configs.quality import Margins, QualitySettings, TextSettings
 from configs.schema import Config, QuantizeSettings, RequestSettings
 from flows.offline import prepare_environment
 from tasks.compression.build import resolve_weights
+from tasks.compression.build_cost import build_cost
 from tasks.quantization.candidate_needs import predict
 from tasks.quantization.explore import SCORE_SECONDS_A_GIB
 from tasks.quantization.options import Option, brief, options_of, served
@@ -48,6 +51,8 @@ CONFIG = Config(
     requests=RequestSettings(max_new_tokens=16, one_stream_new_tokens=24, repeats=3),
     quantize=SETTINGS,
 )
+ROW_SECONDS = {"none": 25.0, "awq+scale_estimation": 120.0, "gptq": 220.0}
+"""A row is not begun with less time left."""
 Made = TypeVar("Made")
 
 
@@ -63,9 +68,9 @@ class GridRow(Record):
         nats: divergence from the source on the search text.
         perplexity_fraction: growth of perplexity there.
         size_bytes: of the artifact's largest file, the weights.
-        brief_s: a short run of the requests, the engine's start included.
-        brief_decode, brief_throughput: its tokens a second, one stream and all in flight.
-        decode, throughput: the same, median of the full run.
+        speed_s: a short run of the requests, the engine's start included.
+        decode, throughput: its tokens a second, one stream and all in flight.
+        others_share: of the processor time while the row was measured, what other processes took; None where nobody looked.
     """
 
     name: str
@@ -76,11 +81,10 @@ class GridRow(Record):
     nats: float
     perplexity_fraction: float
     size_bytes: int
-    brief_s: float
-    brief_decode: float
-    brief_throughput: float
+    speed_s: float
     decode: float
     throughput: float
+    others_share: float | None = None
 
 
 def read_rows(workspace: Workspace) -> list[GridRow]:
@@ -112,7 +116,7 @@ def space_options(workspace: Workspace) -> tuple[Option, ...]:
 
 
 def measure_grid(workspace: Workspace, minutes: float) -> bool:
-    """Measure what is missing, for about that long; whether the grid is whole."""
+    """Measure what is missing, for at most about that long; whether the grid is whole."""
     logging.getLogger("nncf").setLevel(logging.ERROR)
     began_s = time.monotonic()
     with CandidateScores(workspace, None, "search") as source:
@@ -121,43 +125,42 @@ def measure_grid(workspace: Workspace, minutes: float) -> bool:
     options = sorted(space_options(workspace), key=lambda each: (str(each.build), each.name))
     done = {row.name: row for row in read_rows(workspace)}
     for option in options:
-        if option.name in done:
+        left_s = 60 * minutes - (time.monotonic() - began_s)
+        if option.name in done or left_s < ROW_SECONDS[option.weights.calibration]:
             continue
-        if time.monotonic() - began_s > 60 * minutes:
-            return False
         row = _measured(workspace, option, {each.build for each in done.values()})
         done[row.name] = row
         with _rows_file(workspace).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row.model_dump()) + "\n")
         print(row.model_dump_json(), flush=True)
-    return True
+    return len(done) == len(options)
 
 
 def _measured(workspace: Workspace, option: Option, built: set[str]) -> GridRow:
-    shared = _shared(workspace, option)
+    shared, before = _shared(workspace, option), _processor_s()
     candidate, build_s = _timed(
         lambda: make_candidate(workspace, workspace.source, option.engine, option.weights)
     )
     screen, screen_s = _timed(lambda: screen_candidate(workspace, candidate))
-    short, brief_s = _timed(
+    measured, speed_s = _timed(
         lambda: measure_candidate(workspace, candidate, requests=brief(workspace.config.requests))
     )
-    full = measure_candidate(workspace, candidate)
+    all_s, own_s = (after - then for after, then in zip(_processor_s(), before, strict=True))
     files = workspace.store.open(candidate.artifact).manifest.files
+    cost = build_cost(workspace.store, candidate.artifact)  # of a run before this one, where that was ended
     return GridRow(
         name=option.name,
         build=str(option.build),
-        build_s=0.0 if str(option.build) in built else build_s,
+        build_s=0.0 if str(option.build) in built else max(build_s, cost.seconds if cost else 0.0),
         shared=shared,
         screen_s=screen_s,
         nats=screen["kl_nats"],
         perplexity_fraction=screen["perplexity_delta_fraction"],
         size_bytes=max(file.size_bytes for file in files),
-        brief_s=brief_s,
-        brief_decode=short.performance.decode_tokens_per_s,
-        brief_throughput=short.performance.throughput_tokens_per_s,
-        decode=full.performance.decode_tokens_per_s,
-        throughput=full.performance.throughput_tokens_per_s,
+        speed_s=speed_s,
+        decode=measured.performance.decode_tokens_per_s,
+        throughput=measured.performance.throughput_tokens_per_s,
+        others_share=max(all_s - own_s, 0.0) / all_s,
     )
 
 
@@ -176,6 +179,12 @@ def _shared(workspace: Workspace, option: Option) -> dict[str, float]:
         lambda: resolve_weights(workspace.store, workspace.source, option.engine.engine, asked, texts)
     )
     return {name: seconds}
+
+
+def _processor_s() -> tuple[float, float]:
+    """Busy seconds of all processors, and of this process."""
+    times, own = psutil.cpu_times(), psutil.Process().cpu_times()
+    return sum(times) - times.idle - times.iowait - times.guest, own.user + own.system
 
 
 def _rows_file(workspace: Workspace) -> Path:

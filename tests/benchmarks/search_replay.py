@@ -30,7 +30,7 @@ class Clock:
         """The step's price; what was built for it is there from now on. Returns the part of the build."""
         row = self.grid[step.option.name]
         if step.kind == "time":
-            self.now_s += row.brief_s
+            self.now_s += row.speed_s
             return 0.0
         parts = row.shared | {
             row.build: max(each.build_s for each in self.grid.values() if each.build == row.build)
@@ -57,8 +57,8 @@ def ours(grid: Grid, options: Iterable[Option], limit_nats: float | None) -> Ite
         if step.kind == "screen":
             strategy.screened(step.option, row.nats, build_s=build_s, score_s=row.screen_s)
         else:
-            speed = mean_speed(row.brief_decode, row.brief_throughput)
-            strategy.timed(step.option, speed, seconds=row.brief_s)
+            speed = mean_speed(row.decode, row.throughput)
+            strategy.timed(step.option, speed, seconds=row.speed_s)
         yield Event(clock.now_s, step)
 
 
