@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from configs.behaviour import BehaviourSettings, JudgeSettings
 from configs.engine import EngineSettings, SchedulerSettings
+from configs.load_profile import LoadSettings
 from configs.model import ModelSettings
 from configs.quality import REFERENCE, QualitySettings
 from configs.section import Section
@@ -178,6 +179,9 @@ class Config(Section):
         None, description="a language model that compares the answers of `behaviour`, if it earns a vote"
     )
     requests: RequestSettings = RequestSettings()
+    load: LoadSettings | None = Field(
+        None, description="the load that the batching stage tunes for; null: `requests`, all at once"
+    )
     profile: ProfileSettings = ProfileSettings()
     quantize: QuantizeSettings | None = None
     batching: BatchingSettings | None = None
