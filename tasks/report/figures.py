@@ -1,15 +1,8 @@
-"""The figures of a rollout as SVG. Axes and text have the page's colour; text stays text, to be searched.
+"""The figures of a rollout as SVG."""
 
-Matplotlib draws ink in one sentinel colour, which becomes `currentColor`: one file serves light, dark and
-print.
-"""
-
-import io
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -18,30 +11,10 @@ from tasks.release.evidence import Evidence
 from tasks.release.ledger import Ledger, LedgerRow
 from tasks.release.metrics import delta
 from tasks.release.stage_result import CandidateResult, StageResult
+from tasks.report.load_figures import draw_load
+from tasks.report.svg import BLUE, GREEN, GREY, INK, ORANGE, RED, draw_svg
 
-_INK = "#010203"
-# Okabe and Ito's palette: told apart by colour-blind readers, and in grey by lightness and marker.
-_BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#8a8f98"
-_VERDICT_COLOURS = {"PASS": _GREEN, "FAIL": _RED, "INCONCLUSIVE": _ORANGE}
-_WIDTH_INCHES = 8.4
-_STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "keiryo",
-    "font.family": "sans-serif",
-    "font.size": 9.5,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "figure.constrained_layout.use": True,
-    "legend.frameon": False,
-}
+_VERDICT_COLOURS = {"PASS": GREEN, "FAIL": RED, "INCONCLUSIVE": ORANGE}
 
 
 def draw_figures(evidence: Evidence) -> dict[str, str]:
@@ -51,24 +24,27 @@ def draw_figures(evidence: Evidence) -> dict[str, str]:
     tried = [each for result in evidence.results for each in result.candidates if "kl_nats" in each.screen]
     figures: dict[str, str] = {}
     if evidence.ledger is not None and evidence.ledger.rows:
-        figures["ledger-waterfall.svg"] = _svg("waterfall", 3.0, lambda f: _waterfall(f, evidence.ledger))
+        figures["ledger-waterfall.svg"] = draw_svg("waterfall", 3.0, lambda f: _waterfall(f, evidence.ledger))
     if judged:
         figures["gate-forest.svg"] = draw_forest(judged)
     if any(each.measurement is not None for each in tried):
         released = {result.proposal.name for result in evidence.results if result.kept and result.proposal}
         margin = evidence.config.quality.margins.kl_nats
-        figures["pareto-front.svg"] = _svg("pareto", 3.6, lambda f: _pareto(f, tried, released, margin))
+        figures["pareto-front.svg"] = draw_svg("pareto", 3.6, lambda f: _pareto(f, tried, released, margin))
     if measured:
         height = 1.1 + 0.42 * len(measured)
-        figures["latency-percentiles.svg"] = _svg("latency", height, lambda f: _latency(f, measured))
-        figures["memory-predicted.svg"] = _svg("memory", height, lambda f: _memory(f, measured))
+        figures["latency-percentiles.svg"] = draw_svg("latency", height, lambda f: _latency(f, measured))
+        figures["memory-predicted.svg"] = draw_svg("memory", height, lambda f: _memory(f, measured))
+    for result in evidence.results:
+        if result.load is not None:
+            figures |= draw_load(result.load)
     return figures
 
 
 def draw_forest(judged: Sequence[StageResult]) -> str:
     """The intervals of judged stages against their margins, as SVG."""
     rows = sum(len(_metrics(result)) + 1 for result in judged)
-    return _svg("forest", 0.9 + 0.27 * rows, lambda figure: _forest(figure, judged))
+    return draw_svg("forest", 0.9 + 0.27 * rows, lambda figure: _forest(figure, judged))
 
 
 def in_unit(metric: MetricVerdict, value: float) -> str:
@@ -80,19 +56,6 @@ def in_unit(metric: MetricVerdict, value: float) -> str:
             return f"{value:+.2%}"
         case _:
             return f"{value:.4f}"
-
-
-def _svg(name: str, height_inches: float, draw: Callable[[Figure], None]) -> str:
-    """Draw and return an `<svg>` element whose ids begin with `name`, so that several fit on one page."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH_INCHES, height_inches))
-        draw(figure)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    return re.sub(r'(id="|"#|url\(#)', rf"\g<1>{name}-", text)
 
 
 def _waterfall(figure: Figure, ledger: Ledger | None) -> None:
@@ -108,7 +71,7 @@ def _waterfall(figure: Figure, ledger: Ledger | None) -> None:
         start = 0.0
         for index, row in enumerate(rows):
             left, change = (0.0 if row is ledger.total else start), ratio(row)
-            colour = _BLUE if row is ledger.total else _GREEN if change >= 0 else _RED
+            colour = BLUE if row is ledger.total else GREEN if change >= 0 else RED
             axes.barh(index, change, left=left, color=colour, height=0.6)
             axes.annotate(
                 f"{math.exp(change):.3g}x",
@@ -131,7 +94,7 @@ def _speedup_axis(axes: Axes) -> None:
     factors = [f for f in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200) if low <= math.log(f) <= high]
     axes.set_xlim(low, high)
     axes.set_xticks([math.log(f) for f in factors], [f"{f:g}x" for f in factors])
-    axes.axvline(0, color=_INK, linewidth=0.8)
+    axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_xlabel("speed against the source")
 
 
@@ -160,8 +123,8 @@ def _forest(figure: Figure, judged: Sequence[StageResult]) -> None:
             axes.text(1.01, position, text, transform=beside, va="center")
             labels.append((position, f"{metric.task} {metric.metric}"))
         position += 1
-    axes.axvline(1, color=_RED, linestyle="--", linewidth=1)
-    axes.axvline(0, color=_INK, linewidth=0.8)
+    axes.axvline(1, color=RED, linestyle="--", linewidth=1)
+    axes.axvline(0, color=INK, linewidth=0.8)
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, -0.5), max(high, 1.5))
     axes.set_ylim(position - 0.4, -0.6)
@@ -183,18 +146,18 @@ def _pareto(
     axes = figure.subplots()
     front = [row for row in rows if not any(o[1] >= row[1] and o[2] <= row[2] and o != row for o in rows)]
     front.sort(key=lambda row: row[1])
-    axes.plot([row[1] for row in front], [row[2] for row in front], color=_GREY, linewidth=1, zorder=1)
+    axes.plot([row[1] for row in front], [row[2] for row in front], color=GREY, linewidth=1, zorder=1)
     for number, (name, speed, divergence, mib) in enumerate(rows, start=1):
-        colour = _GREEN if name in released else _BLUE
+        colour = GREEN if name in released else BLUE
         label = f"{number}  {name} ({mib:.0f} MiB)"
         axes.scatter([speed], [divergence], s=90 + mib, color=colour, zorder=2, label=label)
         axes.annotate(
             str(number), (speed, divergence), color="white", weight="bold", ha="center", va="center"
         )
     if margin is not None:
-        axes.axhline(margin, color=_RED, linestyle="--", linewidth=1)
+        axes.axhline(margin, color=RED, linestyle="--", linewidth=1)
         axes.annotate("margin", (1, margin), xycoords=axes.get_yaxis_transform(), xytext=(0, 3),
-                      textcoords="offset points", ha="right", color=_RED, fontsize=8)  # fmt: skip
+                      textcoords="offset points", ha="right", color=RED, fontsize=8)  # fmt: skip
     axes.margins(0.1, 0.25)
     figure.legend(loc="outside right upper", fontsize=8, handlelength=1, markerscale=0.5)
     if all(divergence > 0 for _, _, divergence, _ in rows):
@@ -206,7 +169,7 @@ def _pareto(
 
 def _latency(figure: Figure, measured: Sequence[StageResult]) -> None:
     """p50, p95 and p99 of both latencies, stage by stage."""
-    marks = (("p50", "o", _GREEN), ("p95", "s", _BLUE), ("p99", "D", _ORANGE))
+    marks = (("p50", "o", GREEN), ("p95", "s", BLUE), ("p99", "D", ORANGE))
     titles = ("time to first token", "inter-token latency")
     for axes, title in zip(figure.subplots(1, 2, sharey=True), titles, strict=True):
         for index, result in enumerate(measured):
@@ -214,7 +177,7 @@ def _latency(figure: Figure, measured: Sequence[StageResult]) -> None:
                 continue
             speed = result.measurement.performance
             each = speed.ttft_ms if title == "time to first token" else speed.itl_ms
-            axes.plot([each.p50, each.p99], [index, index], color=_GREY, linewidth=1.5, zorder=1)
+            axes.plot([each.p50, each.p99], [index, index], color=GREY, linewidth=1.5, zorder=1)
             for name, marker, colour in marks:
                 label = name if axes.get_subplotspec().is_last_col() and not index else None
                 axes.plot([getattr(each, name)], [index], marker, color=colour, markersize=6, label=label)
@@ -234,7 +197,7 @@ def _memory(figure: Figure, measured: Sequence[StageResult]) -> None:
         if result.measurement is None:
             continue
         memory = result.measurement.memory
-        bars = (("predicted", memory.predicted_mib, _GREY, -0.19), ("measured", memory.peak_mib, _BLUE, 0.19))
+        bars = (("predicted", memory.predicted_mib, GREY, -0.19), ("measured", memory.peak_mib, BLUE, 0.19))
         for name, mib, colour, offset in bars:
             axes.barh(index + offset, mib, height=0.36, color=colour, label=None if index else name)
         error = f", predicted {memory.predicted_mib / memory.peak_mib - 1:+.0%}" if memory.peak_mib else ""
