@@ -10,6 +10,16 @@ from pydantic import BaseModel, ValidationError
 
 from configs.schema import Config
 
+_KINDS = (
+    "hub",
+    "folder",
+    "gguf",
+    "wheel",
+    "trace",
+    "poisson",
+    "closed",
+)  # pydantic names them in a path, YAML does not
+
 
 class ConfigError(ValueError):
     """The configuration cannot be used: path, value, rule and way out in one line."""
@@ -106,10 +116,7 @@ def _index(node: list[Any], part: str, dotted: str) -> int:
 
 def _one_line(error: ValidationError) -> str:
     first, *others = error.errors()
-    where = (
-        ".".join(str(part) for part in first["loc"] if part not in ("hub", "folder", "gguf", "wheel"))
-        or "config"
-    )
+    where = ".".join(str(part) for part in first["loc"] if part not in _KINDS) or "config"
     more = f" (and {len(others)} more)" if others else ""
     match first["type"]:
         case "extra_forbidden":
@@ -129,13 +136,12 @@ def _one_line(error: ValidationError) -> str:
 
 def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
     """Names of the settings beside the unknown one, found by walking the schema's types."""
-    model: Any = Config
+    place: Any = Config
     for part in loc[:-1]:
-        if isinstance(part, str) and part in getattr(model, "model_fields", {}):
-            model = _section_in(model.model_fields[part].annotation, None)
-        else:
-            model = _section_in(model, part)
-    return sorted(model.model_fields) if hasattr(model, "model_fields") else []
+        fields = getattr(_section_in(place, None), "model_fields", {})
+        place = fields[part].annotation if part in fields else _section_in(place, part)
+    section = _section_in(place, None)
+    return sorted(section.model_fields) if hasattr(section, "model_fields") else []
 
 
 def _section_in(annotation: Any, tag: int | str | None) -> Any:

@@ -7,10 +7,12 @@ from pydantic import Field, field_validator, model_validator
 
 from configs.behaviour import BehaviourSettings, JudgeSettings
 from configs.engine import EngineSettings, SchedulerSettings
+from configs.load_profile import LoadSettings
 from configs.model import ModelSettings
 from configs.quality import REFERENCE, QualitySettings
 from configs.section import Section
 from configs.space import QuantizeSpace, WeightCandidate
+from configs.tuning import SchedulerGrid, TuningSettings
 
 
 class Goals(Section):
@@ -151,12 +153,33 @@ class QuantizeSettings(Section):
 
 
 class BatchingSettings(Section):
-    """Stage 3: scheduler settings to try on the request list."""
+    """Stage 3: scheduler settings to try on the load, or on the request list where there is none."""
 
-    schedulers: tuple[SchedulerSettings, ...] = Field(min_length=1)
+    schedulers: tuple[SchedulerSettings, ...] = Field((), description="settings to try")
+    grid: SchedulerGrid | None = Field(None, description="further settings to try, as a grid; null: none")
+    tuning: TuningSettings = TuningSettings()
     min_gain: float = Field(
-        1.0, ge=1, description="throughput ratio to the stage before that a proposal must exceed"
+        1.0,
+        ge=1,
+        description="ratio of throughput, or of goodput under a load, to the stage before that a proposal must exceed",
     )
+    gate_blocks: int = Field(
+        8,
+        ge=4,
+        description="ABBA blocks that decide on min_gain, two pairs each; fewer than 4 carry no interval",
+    )
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="two-sided, of the gain's interval")
+
+    @model_validator(mode="after")
+    def _possible(self) -> "BatchingSettings":
+        if not self.tried:
+            raise ValueError("there is nothing to try; give schedulers or grid")
+        return self
+
+    @property
+    def tried(self) -> tuple[SchedulerSettings, ...]:
+        """All settings to try, each once."""
+        return tuple(dict.fromkeys((*self.schedulers, *(self.grid.settings() if self.grid else ()))))
 
 
 class TrainingSettings(Section):
@@ -245,6 +268,9 @@ class Config(Section):
         None, description="a language model that compares the answers of `behaviour`, if it earns a vote"
     )
     requests: RequestSettings = RequestSettings()
+    load: LoadSettings | None = Field(
+        None, description="the load that the batching stage tunes for; null: `requests`, all at once"
+    )
     profile: ProfileSettings = ProfileSettings()
     quantize: QuantizeSettings | None = None
     batching: BatchingSettings | None = None

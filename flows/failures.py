@@ -18,6 +18,7 @@ def bad_input() -> tuple[type[Exception], ...]:
     from tasks.models.errors import ModelSourceError
     from tasks.quality.planning import PlanError
     from tasks.quality.quality_error import QualityError
+    from tasks.serving.trace import TraceError
 
     kinds: tuple[type[Exception], ...] = (
         BehaviourError,
@@ -28,6 +29,7 @@ def bad_input() -> tuple[type[Exception], ...]:
         PlanError,
         QualityError,
         TextError,
+        TraceError,
     )
     if "tasks.adaptation.data" in sys.modules:
         from tasks.adaptation.data import DataError

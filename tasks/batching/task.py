@@ -9,6 +9,7 @@ from tasks.release.conduct import judging_inputs
 from tasks.release.stage_memory import remembered_stage
 from tasks.release.stage_result import StageResult
 from tasks.release.workspace import Workspace
+from tasks.serving.workload import load_inputs
 from tasks.tracking.rollout_run import RolloutRun
 
 
@@ -25,7 +26,8 @@ def batching_stage(
         return run.record(
             StageResult.skipped("batching", "no candidate has passed; the baseline serves one after another")
         )
-    inputs = [settings, release, *judging_inputs(config), config.requests, config.threads]
+    inputs = [settings, release, *judging_inputs(config), config.requests, config.goals.max_peak_mib, config.threads,
+              *load_inputs(config.load)]  # fmt: skip
     return run.record(
         remembered_stage(workspace, "batching", inputs, lambda: tune_batching(workspace, settings, release))
     )

@@ -12,6 +12,8 @@ from tasks.compression.build import build_artifact, resolve_weights
 from tasks.compression.build_cost import measured_build
 from tasks.engines.open import open_engine
 from tasks.engines.protocol import Engine
+from tasks.engines.streaming import StreamingEngine
+from tasks.engines.streaming_open import open_streaming
 from tasks.profiling.memory_budget import serving_budget
 from tasks.quality.tokenizer import TextTokenizer
 from tasks.release.alone import Served, ServeJob, served_alone
@@ -69,6 +71,17 @@ def open_candidate(workspace: Workspace, candidate: Candidate) -> Engine:
         chunk_tokens=quality.score_chunk_tokens,
         batch_tokens=quality.batch_tokens,
     )
+
+
+def open_served(workspace: Workspace, candidate: Candidate, sequence_tokens: int) -> StreamingEngine:
+    """Open a candidate for serving requests of up to `sequence_tokens` tokens; the caller closes it.
+
+    Raises:
+        EngineError: it does not work.
+        StoreError: the artifact is missing or damaged.
+    """
+    artifact = workspace.store.open(candidate.artifact)
+    return open_streaming(artifact, candidate.engine, sequence_tokens=sequence_tokens)
 
 
 def source_candidate(workspace: Workspace, engine: EngineSettings) -> Candidate:

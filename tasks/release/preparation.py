@@ -16,6 +16,7 @@ from tasks.quality.planning import MetricPlan, plan_items, refuse_undecidable
 from tasks.quality.task_folder import folder_digest
 from tasks.release.gate_tasks import judged_tasks
 from tasks.release.workspace import Workspace
+from tasks.serving.workload import check_load
 from tasks.store.digest import code_digest, digest_of, library_versions
 from tasks.store.store import Store, store_home
 
@@ -24,12 +25,13 @@ def make_workspace(config: Config) -> Workspace:
     """Acquire the model, split the text, write the tasks.
 
     Raises:
-        ModelSourceError, TextError, ConfigError, PlanError, QualityError, BehaviourError, LabelError: the input cannot be used; each
-            names the setting.
+        ModelSourceError, TextError, TraceError, ConfigError, PlanError, QualityError, BehaviourError, LabelError: the input cannot
+            be used; each names the setting.
         StoreError: the disk is full.
     """
     refuse_undecidable(plan_quality(config))
     check_prompts(config)
+    check_load(config.load)
     store = Store(store_home())
     source = acquire(config.model, store)
     architecture = read_architecture(source)

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from tasks.quality.verdict import GateVerdict, VerdictName
 from tasks.release.candidate import Candidate, Measurement
+from tasks.serving.load_record import LoadComparison
 from tasks.store.record import Record
 
 StageName = Literal["profile", "quantize", "batching", "adapt", "distill"]
@@ -54,6 +55,7 @@ class StageResult(Record):
         samples: per-sample results behind the gate, by role ("reference", "candidate"): their keys in the store.
         metrics: further figures under their MLflow names.
         text: figures and tables for the reader, by file name (logged as text artifacts).
+        load: what was served under the configured load, before and after; None where there is no load.
         provisional: not to be remembered: something outside, like a judge's endpoint, did not answer.
         seconds: wall time when it was computed.
         cached: whether this run found it in the store.
@@ -70,6 +72,7 @@ class StageResult(Record):
     samples: dict[str, str] = Field(default_factory=dict)
     metrics: dict[str, float] = Field(default_factory=dict)
     text: dict[str, str] = Field(default_factory=dict)
+    load: LoadComparison | None = None
     provisional: bool = False
     seconds: float = 0.0
     cached: bool = False

@@ -1,11 +1,8 @@
-"""The figures of a rollout as SVG. Axes and text have the page's colour; text stays text, to be searched."""
+"""The figures of a rollout as SVG."""
 
-import io
 import math
-import re
 from collections.abc import Callable, Sequence
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -14,29 +11,11 @@ from tasks.release.evidence import Evidence
 from tasks.release.ledger import Ledger, LedgerRow
 from tasks.release.metrics import delta
 from tasks.release.stage_result import StageResult
-from tasks.report.palette import BLUE, GREEN, GREY, INK, ORANGE, RED
+from tasks.report.load_figures import draw_load
 from tasks.report.search_figures import draw_pareto, draw_sensitivity, sensitive
+from tasks.report.svg import BLUE, GREEN, GREY, INK, ORANGE, RED, draw_svg
 
 _VERDICT_COLOURS = {"PASS": GREEN, "FAIL": RED, "INCONCLUSIVE": ORANGE}
-_WIDTH_INCHES = 8.4
-_STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "keiryo",
-    "font.family": "sans-serif",
-    "font.size": 9.5,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "figure.constrained_layout.use": True,
-    "legend.frameon": False,
-}
 
 
 def draw_figures(evidence: Evidence) -> dict[str, str]:
@@ -46,29 +25,34 @@ def draw_figures(evidence: Evidence) -> dict[str, str]:
     tried = [each for result in evidence.results for each in result.candidates if "kl_nats" in each.screen]
     figures: dict[str, str] = {}
     if evidence.ledger is not None and evidence.ledger.rows:
-        figures["ledger-waterfall.svg"] = _svg("waterfall", 3.0, lambda f: _waterfall(f, evidence.ledger))
+        figures["ledger-waterfall.svg"] = draw_svg("waterfall", 3.0, lambda f: _waterfall(f, evidence.ledger))
     if judged:
         figures["gate-forest.svg"] = draw_forest(judged)
     if any(each.measurement is not None for each in tried):
         released = {result.proposal.name for result in evidence.results if result.kept and result.proposal}
         margin = evidence.config.quality.margins.kl_nats
-        figures["pareto-front.svg"] = _svg("pareto", 3.6, lambda f: draw_pareto(f, tried, released, margin))
+        figures["pareto-front.svg"] = draw_svg(
+            "pareto", 3.6, lambda f: draw_pareto(f, tried, released, margin)
+        )
     if searched := sensitive(tried):
         height = 0.4 + 2.4 * len(searched)
-        figures["layer-sensitivity.svg"] = _svg(
+        figures["layer-sensitivity.svg"] = draw_svg(
             "sensitivity", height, lambda f: draw_sensitivity(f, searched)
         )
     if measured:
         height = 1.1 + 0.42 * len(measured)
-        figures["latency-percentiles.svg"] = _svg("latency", height, lambda f: _latency(f, measured))
-        figures["memory-predicted.svg"] = _svg("memory", height, lambda f: _memory(f, measured))
+        figures["latency-percentiles.svg"] = draw_svg("latency", height, lambda f: _latency(f, measured))
+        figures["memory-predicted.svg"] = draw_svg("memory", height, lambda f: _memory(f, measured))
+    for result in evidence.results:
+        if result.load is not None:
+            figures |= draw_load(result.load)
     return figures
 
 
 def draw_forest(judged: Sequence[StageResult]) -> str:
     """The intervals of judged stages against their margins, as SVG."""
     rows = sum(len(_metrics(result)) + 1 for result in judged)
-    return _svg("forest", 0.9 + 0.27 * rows, lambda figure: _forest(figure, judged))
+    return draw_svg("forest", 0.9 + 0.27 * rows, lambda figure: _forest(figure, judged))
 
 
 def in_unit(metric: MetricVerdict, value: float) -> str:
@@ -80,19 +64,6 @@ def in_unit(metric: MetricVerdict, value: float) -> str:
             return f"{value:+.2%}"
         case _:
             return f"{value:.4f}"
-
-
-def _svg(name: str, height_inches: float, draw: Callable[[Figure], None]) -> str:
-    """Draw and return an `<svg>` element whose ids begin with `name`, so that several fit on one page."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH_INCHES, height_inches))
-        draw(figure)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "currentColor")
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    return re.sub(r'(id="|"#|url\(#)', rf"\g<1>{name}-", text)
 
 
 def _waterfall(figure: Figure, ledger: Ledger | None) -> None:

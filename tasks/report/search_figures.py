@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tasks.release.stage_result import CandidateResult
-from tasks.report.palette import BLUE, GREEN, GREY, INK, ORANGE, RED
+from tasks.report.svg import BLUE, GREEN, GREY, INK, ORANGE, RED
 
 Range = tuple[float, float]
 

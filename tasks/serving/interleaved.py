@@ -4,7 +4,8 @@ A block measures every candidate in order and then in reverse (ABBA), which canc
 time. One slot is one measurement of one candidate: block b fills slots 2b and 2b + 1.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from configs.schema import RequestSettings
 from tasks.engines.protocol import Engine
@@ -29,14 +30,31 @@ def interleave(blocks: int, runners: Mapping[str, SlotRunner]) -> Speeds:
     """
     if blocks < 1 or not runners:
         raise ValueError(f"blocks is {blocks} and candidates are {len(runners)}; both must be at least 1")
+    return Speeds(tokens_per_s=_fill(range(2 * blocks), runners))
+
+
+def log_ratios(slots: Iterable[int], present: SlotRunner, proposed: SlotRunner) -> list[float]:
+    """Natural logarithm of proposed over present, slot by slot; slots that follow each other make ABBA blocks.
+
+    Raises:
+        ValueError: a figure is not above 0.
+        EngineError: an engine failed.
+    """
+    figures = _fill(slots, {"present": present, "proposed": proposed})
+    pairs = zip(figures["present"], figures["proposed"], strict=True)
+    return [math.log(after) - math.log(before) for before, after in pairs]
+
+
+def _fill(slots: Iterable[int], runners: Mapping[str, SlotRunner]) -> dict[str, tuple[float, ...]]:
+    """Every candidate in every slot, in order in even slots and in reverse in odd ones."""
     figures: dict[str, list[float]] = {name: [] for name in runners}
-    for slot in range(2 * blocks):
+    for slot in slots:
         for name in list(runners) if slot % 2 == 0 else reversed(list(runners)):
             rate = runners[name](slot)
             if not rate > 0:
                 raise ValueError(f"{name} measured {rate} tokens/s in slot {slot}; a rate must be above 0")
             figures[name].append(rate)
-    return Speeds(tokens_per_s={name: tuple(rates) for name, rates in figures.items()})
+    return {name: tuple(rates) for name, rates in figures.items()}
 
 
 def throughput_runner(

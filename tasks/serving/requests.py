@@ -11,22 +11,26 @@ from configs.schema import RequestSettings
 from tasks.engines.protocol import GenerationRequest
 
 
-def request_list(settings: RequestSettings, text_tokens: Sequence[int]) -> list[GenerationRequest]:
+def request_list(
+    settings: RequestSettings, text_tokens: Sequence[int], run: int = 0
+) -> list[GenerationRequest]:
     """The concurrent requests: prompts of one length, completion lengths uniform between the two limits.
 
     Args:
         settings: count, lengths and seed.
         text_tokens: token ids of a text, at least as long as one prompt.
+        run: every run has other prompts of the same lengths, so that no prefix cache knows them already.
 
     Raises:
         ValueError: the text is shorter than a prompt.
     """
     lengths = random.Random(f"lengths {settings.seed}")
+    seed = f"list {settings.seed} {run}" if run else f"list {settings.seed}"
     return [
         GenerationRequest(
             prompt, lengths.randint(settings.min_new_tokens, settings.max_new_tokens), ignore_eos=True
         )
-        for prompt in prompts(text_tokens, settings.count, settings.prompt_tokens, f"list {settings.seed}")
+        for prompt in prompts(text_tokens, settings.count, settings.prompt_tokens, seed)
     ]
 
 

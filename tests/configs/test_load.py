@@ -100,3 +100,32 @@ def test_bad_files(tmp_path):
     (tmp_path / "circle.yaml").write_text("extends: circle.yaml\n")
     with pytest.raises(ConfigError, match="extends itself"):
         load_config(tmp_path / "circle.yaml")
+
+
+def test_a_load_of_every_kind_and_its_mistakes(tmp_path):
+    recipe = tmp_path / "loaded.yaml"
+
+    def loaded(load: str):
+        recipe.write_text(f"extends: {DEMO}\nname: loaded\nload: {load}\n")
+        return load_config(recipe).load
+
+    slo = "slo: {ttft_ms: 500, itl_ms: 50}"
+    assert loaded(f"{{kind: trace, path: x.csv, time_scale: 4, {slo}}}").time_scale == 4
+    assert loaded(f"{{kind: poisson, requests_per_s: 2, {slo}}}").requests == 64
+    assert loaded(f"{{kind: closed, concurrency: 3, {slo}}}").slo.attainment == 0.9
+    for load, said in (
+        (f"{{kind: poisson, requests_per_s: 2, concurrency: 3, {slo}}}", "load.concurrency: unknown setting"),
+        (f"{{kind: poisson, request_per_s: 2, {slo}}}", "load.request"),
+        (f"{{kind: poisson, requests_per_s: 2, min_new_tokns: 2, {slo}}}", "did you mean min_new_tokens?"),
+        (f"{{kind: closed, {slo}}}", "load.concurrency: must be given"),
+        ("{kind: closed, concurrency: 3}", "load.slo: must be given"),
+        (
+            f"{{kind: closed, concurrency: 3, min_new_tokens: 99, {slo}}}",
+            "max_new_tokens (64) must not be below",
+        ),
+        (f"{{kind: burst, {slo}}}", "load"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            loaded(load)
+        assert said in str(caught.value)
+        assert "\n" not in str(caught.value)

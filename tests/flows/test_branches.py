@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clockwork_stream import ClockworkStream, StillClock
 from prefect.testing.utilities import prefect_test_harness
 from tiny_llama import tiny_llama
 
@@ -23,6 +24,7 @@ from tasks.quantization.fan_out import ScreenJob
 from tasks.release import alone, measuring
 from tasks.release.stage_result import CandidateResult, StageResult
 from tasks.release.summary import RolloutSummary
+from tasks.serving.trace import TraceError
 from tasks.store.store import Store
 from tasks.training.log import TrainingLog
 
@@ -48,6 +50,14 @@ LOG = TrainingLog(
     steps=2, tokens=64, seconds=1.0, tokens_per_s=64.0, losses=(3.0, 2.0), learning_rates=(1e-3, 0.0), peak_mib=1.0,
     trainable_parameters=10,
 )  # fmt: skip
+
+
+class PacedStream(ClockworkStream):
+    """Takes real time, a millisecond a step."""
+
+    def step(self):
+        time.sleep(0.001)
+        return super().step()
 
 
 class World:
@@ -300,6 +310,53 @@ def test_adaptation_that_does_not_pay_is_rolled_back(world):
     assert verdicts(summary)["adapt"] == "INCONCLUSIVE"
     assert "adapt" not in kept(summary)
     assert summary.verdict == "PASS"  # the release is the one before
+
+
+def test_batching_that_is_no_faster_is_not_kept(world):
+    """Eight requests in two slots: four take half the steps, and three times as fast is asked."""
+    asked = "batching: {schedulers: [{max_num_seqs: 4}], min_gain: 3}"
+    summary = world.run(candidates=INT8, more=asked)
+    batching = next(stage for stage in summary.stages if stage.stage == "batching")
+    assert (batching.verdict, batching.kept) == ("FAIL", False)
+    assert "more than 3 is asked" in batching.reason
+    assert batching.metrics["perf/throughput_gain_ci_high"] <= 3
+    assert summary.verdict == "PASS"  # the release of the stage before stands
+
+
+def test_a_load_is_served_before_and_after(world, monkeypatch):
+    """The fake server's steps take longer the fewer slots it has; its goodput decides."""
+    import tasks.batching.contest as contest
+
+    def served(workspace, candidate, sequence_tokens):
+        slots = candidate.engine.scheduler.max_num_seqs
+        return PacedStream(clock=StillClock(), slots=min(slots, 8))
+
+    monkeypatch.setattr(contest, "open_served", served)
+    load = (
+        "load: {kind: closed, concurrency: 8, requests: 16, min_new_tokens: 4, max_new_tokens: 4, repeats: 2, "
+        "min_prompt_tokens: 4, max_prompt_tokens: 8, slo: {ttft_ms: 1000, itl_ms: 1000}, saturation: {probes: 2}}"
+    )
+    summary = world.run(candidates=INT8, more=load)
+    batching = next(stage for stage in summary.stages if stage.stage == "batching")
+    assert batching.kept, batching.reason
+    assert batching.metrics["perf/goodput_gain_ci_low"] > 1
+    before, after = (
+        batching.metrics[f"perf/{where}/goodput_requests_per_s"] for where in ("load_before", "load")
+    )
+    assert after > before
+    assert "Under load</h2>" in Path(summary.report).read_text()
+    again = world.run(candidates=INT8, more=load)
+    assert next(stage for stage in again.stages if stage.stage == "batching").cached
+
+
+def test_a_bad_trace_is_told_before_anything_runs(world, tmp_path):
+    trace = tmp_path / "trace.csv"
+    trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n0,5,many\n")
+    with pytest.raises(TraceError, match="line 2, column GeneratedTokens: 'many'"):
+        world.run(
+            candidates=INT8, more=f"load: {{kind: trace, path: {trace}, slo: {{ttft_ms: 1, itl_ms: 1}}}}"
+        )
+    assert world.opened == 0
 
 
 def test_nan_is_an_error_that_is_not_remembered(world):

@@ -4,11 +4,18 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from clockwork_stream import ClockworkStream, StillClock
 from fake_rollout import CONFIG, RESULTS, evidence
+from pydantic import TypeAdapter
 
+from configs.load_profile import LoadSettings
 from tasks.quality.changed_most import ChangedItem
 from tasks.report.figures import draw_figures
 from tasks.report.html import headline, render_report
+from tasks.serving.energy import EnergyMeter
+from tasks.serving.load_comparison import serve_in_turn
+from tasks.serving.load_driver import LoadDriver
+from tasks.serving.load_record import LoadComparison, ServedLoad
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -162,6 +169,37 @@ def test_the_front_has_bars_where_there_are_intervals() -> None:
         made.model_copy(update={"results": (RESULTS[1].model_copy(update={"candidates": (with_bars,)}),)})
     )
     assert "kl_nats 0.0045 [0.004, 0.0052]" in page
+
+
+def served(scale: float) -> ServedLoad:
+    clock = StillClock()
+    driver = LoadDriver(ClockworkStream(clock, step_s=lambda running: 0.01 * scale), clock, EnergyMeter([]))
+    load = TypeAdapter(LoadSettings).validate_python(
+        {"kind": "poisson", "requests_per_s": 5, "requests": 30, "slo": {"ttft_ms": 900, "itl_ms": 25},
+         "saturation": {"probes": 4}}
+    )  # fmt: skip
+    return serve_in_turn(load, {"any": driver}, list(range(500)))["any"]
+
+
+def test_a_load_before_and_after() -> None:
+    made = evidence()
+    compared = LoadComparison(before=served(2.0), after=served(1.0))
+    loaded = RESULTS[2].model_copy(update={"load": compared})
+    with_load = made.model_copy(update={"results": (*RESULTS[:2], loaded, *RESULTS[3:])})
+    drawn = draw_figures(with_load)
+    assert {"load-latency.svg", "load-saturation.svg", "load-slots.svg"} <= set(drawn)
+    page = render_report(with_load)
+    assert "Under load</h2>" in page
+    for text in ("goodput, requests/s", "inter-token latency", "requests waiting", "before", "after"):
+        assert text in page
+    ids = [set(re.findall(r'id="([^"]+)"', svg)) for svg in drawn.values()]
+    assert sum(map(len, ids)) == len(set().union(*ids))
+    alone = draw_figures(
+        made.model_copy(
+            update={"results": (loaded.model_copy(update={"load": LoadComparison(before=compared.before)}),)}
+        )
+    )
+    assert "after" not in alone["load-latency.svg"]
 
 
 def test_two_figures_share_no_ids() -> None:

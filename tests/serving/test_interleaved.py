@@ -1,10 +1,12 @@
 """ABBA order, raw figures, and linear drift cancelled by it."""
 
+import math
+
 import pytest
 
 from configs.engine import EngineSettings, SchedulerSettings
 from configs.schema import RequestSettings
-from tasks.serving.interleaved import decode_runner, interleave, throughput_runner
+from tasks.serving.interleaved import decode_runner, interleave, log_ratios, throughput_runner
 from tasks.serving.requests import request_list
 from tests.fixtures.clockwork_engine import ClockworkEngine
 
@@ -66,3 +68,16 @@ def test_decode_slots_share_their_prompt_between_candidates():
 def test_figures_that_mean_nothing_are_refused(blocks, rate, said):
     with pytest.raises(ValueError, match=said):
         interleave(blocks, {"a": lambda slot: rate})
+
+
+def test_log_ratios_are_paired_by_slot_and_drift_cancels_in_a_block():
+    """The machine slows down by a factor e^0.1 with every measurement; the proposal is twice as fast."""
+    clock = iter(range(100))
+    seen = []
+
+    def runner(name, speed):
+        return lambda slot: seen.append(name) or speed * math.exp(-0.1 * next(clock))
+
+    ratios = log_ratios(range(6, 10), runner("a", 5.0), runner("b", 10.0))
+    assert "".join(seen) == "abbaabba"
+    assert [sum(ratios[i : i + 2]) / 2 for i in (0, 2)] == pytest.approx([math.log(2)] * 2)

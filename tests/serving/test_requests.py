@@ -35,3 +35,10 @@ def test_streams_have_their_own_prompts():
 def test_text_shorter_than_a_prompt_is_refused():
     with pytest.raises(ValueError, match="prompts of 16 tokens cannot be cut from a text of 15"):
         request_list(RequestSettings(), TEXT[:15])
+
+
+def test_another_run_asks_for_the_same_lengths_with_other_prompts():
+    settings = RequestSettings(count=10)
+    first, second = (request_list(settings, TEXT, run=run) for run in (0, 1))
+    assert [r.max_new_tokens for r in first] == [r.max_new_tokens for r in second]
+    assert not {r.prompt for r in first} & {r.prompt for r in second}
