@@ -10,6 +10,7 @@ from configs.engine import EngineSettings, SchedulerSettings
 from configs.model import ModelSettings
 from configs.quality import REFERENCE, QualitySettings
 from configs.section import Section
+from configs.speculation import SpeculationSearch
 from configs.weights import WeightSettings
 
 
@@ -89,6 +90,9 @@ class BatchingSettings(Section):
     schedulers: tuple[SchedulerSettings, ...] = Field(min_length=1)
     min_gain: float = Field(
         1.0, ge=1, description="throughput ratio to the stage before that a proposal must exceed"
+    )
+    speculation: SpeculationSearch | None = Field(
+        None, description="speculative decoding, tried on the quickest scheduler; null: not tried"
     )
 
 

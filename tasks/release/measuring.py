@@ -15,6 +15,7 @@ from tasks.engines.protocol import Engine
 from tasks.profiling.memory_budget import serving_budget
 from tasks.quality.tokenizer import TextTokenizer
 from tasks.release.candidate import Candidate, Measurement, Memory
+from tasks.release.draft_memory import draft_budget
 from tasks.release.machine import machine_digest
 from tasks.release.workspace import Workspace
 from tasks.serving.latency import measure
@@ -54,18 +55,26 @@ def make_candidate(
     return Candidate(name=name, artifact=artifact.digest, engine=engine, weights=stored.label, format=stored)
 
 
-def open_candidate(workspace: Workspace, candidate: Candidate) -> Engine:
-    """Open a candidate's engine on its verified artifact.
+def open_candidate(
+    workspace: Workspace, candidate: Candidate, *, chunk_tokens: int | None = None
+) -> Engine:
+    """Open a candidate's engine on its verified artifact, and its draft's where it speculates with one.
+
+    Args:
+        workspace: of the rollout.
+        candidate: what is opened.
+        chunk_tokens: pieces in which a sequence is scored; None: those of `quality.score_chunk_tokens`.
 
     Raises:
         EngineError: it does not work.
-        StoreError: the artifact is missing or damaged.
+        StoreError: an artifact is missing or damaged.
     """
     quality = workspace.config.quality
     return open_engine(
         workspace.store.open(candidate.artifact),
         candidate.engine,
-        chunk_tokens=quality.score_chunk_tokens,
+        draft=None if candidate.draft is None else workspace.store.open(candidate.draft),
+        chunk_tokens=quality.score_chunk_tokens if chunk_tokens is None else chunk_tokens,
         batch_tokens=quality.batch_tokens,
     )
 
@@ -113,9 +122,9 @@ def measure_candidate(
 def _measure(
     workspace: Workspace, candidate: Candidate, while_open: Callable[[Engine], object]
 ) -> Measurement:
-    predicted = serving_budget(
-        workspace.architecture, candidate.format, candidate.engine, workspace.config.requests
-    )
+    requests = workspace.config.requests
+    predicted = serving_budget(workspace.architecture, candidate.format, candidate.engine, requests)
+    drafting = draft_budget(workspace.store, candidate, requests)
     logger.info("  measuring %s", candidate.name)
     tokens = prompt_tokens(workspace)
     import_engine(candidate.engine.engine)
@@ -130,9 +139,9 @@ def _measure(
         performance=performance,
         memory=Memory(
             weights_mib=held.weights_bytes / MIB,
-            kv_mib=predicted.kv_cache_bytes / MIB,
+            kv_mib=(predicted.kv_cache_bytes + (drafting.kv_cache_bytes if drafting else 0)) / MIB,
             peak_mib=peak_bytes / MIB,
-            predicted_mib=predicted.total_bytes / MIB,
+            predicted_mib=(predicted.total_bytes + (drafting.total_bytes if drafting else 0)) / MIB,
         ),
     )
 
