@@ -66,7 +66,8 @@ class SpeculationTrial(Record):
         return (
             f"acceptance {self.probe.acceptance:.2f}, block {self.served.block}: {self.served.tokens_per_round:.2f} tokens a round, "
             f"{self.speedup:.3f}x plain decoding ({self.ci_low:.3f} to {self.ci_high:.3f}; predicted "
-            f"{self.predicted.speedup:.3f}), {said} ({same.identical} identical, {same.tied} tied within {same.tolerance_nats:.2g} nats, {same.different} different)"
+            f"{self.predicted.speedup:.3f}), {said} "
+            f"({same.identical} identical, {same.tied} tied within {same.tolerance_nats:.2g} nats, {same.different} different)"
         )
 
 

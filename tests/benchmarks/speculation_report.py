@@ -103,8 +103,9 @@ def table(found: Sequence[Found], control: Losslessness) -> list[str]:
     lines += [
         "",
         f"Plain decoding, one request at a time against {len(found[0].acceptance) - 1} together: {control.identical} identical, "
-        f"{control.tied} tied, {control.different} different. A tie is a distance of at most the tolerance at the first difference; the "
-        f"largest distance was {max(each.lossless.largest_gap_nats for each in found):.3g} nats with speculation, {control.largest_gap_nats:.3g} without.",
+        f"{control.tied} tied, {control.different} different. A tie is a distance of at most the tolerance at the first difference; "
+        "the largest distance was "
+        f"{max(each.lossless.largest_gap_nats for each in found):.3g} nats with speculation, {control.largest_gap_nats:.3g} without.",
         "",
         "Acceptance by task: "
         + "; ".join(
