@@ -33,6 +33,8 @@ def batching_stage(
             workspace,
             "batching",
             inputs,
-            lambda: with_speculation(workspace, settings, release, tune_batching(workspace, settings, release)),
+            lambda: with_speculation(
+                workspace, settings, release, tune_batching(workspace, settings, release)
+            ),
         )
     )

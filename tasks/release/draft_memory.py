@@ -37,6 +37,8 @@ def checkpoint_of(store: Store, artifact: Artifact) -> Artifact:
     """
     while artifact.kind != "checkpoint":
         if artifact.manifest.parent is None:
-            raise MissingArtifact(f"no checkpoint is among the parents of artifact {artifact.digest}; build it again")
+            raise MissingArtifact(
+                f"no checkpoint is among the parents of artifact {artifact.digest}; build it again"
+            )
         artifact = store.open(artifact.manifest.parent)
     return artifact

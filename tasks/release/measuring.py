@@ -55,9 +55,7 @@ def make_candidate(
     return Candidate(name=name, artifact=artifact.digest, engine=engine, weights=stored.label, format=stored)
 
 
-def open_candidate(
-    workspace: Workspace, candidate: Candidate, *, chunk_tokens: int | None = None
-) -> Engine:
+def open_candidate(workspace: Workspace, candidate: Candidate, *, chunk_tokens: int | None = None) -> Engine:
     """Open a candidate's engine on its verified artifact, and its draft's where it speculates with one.
 
     Args:

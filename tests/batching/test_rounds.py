@@ -19,7 +19,9 @@ def test_rounds_by_hand():
     found = count_rounds([served(1, 4, 1, 2), served(1, 3, 4)], block=3)
     assert (found.rounds, found.tokens) == (5, 14)
     assert found.accepted == 9  # 3 + 0 + 1 and 2 + 3
-    assert found.refusals == 2  # the yields 1 and 3; the last rounds may have been cut, the 4 was accepted whole
+    assert (
+        found.refusals == 2
+    )  # the yields 1 and 3; the last rounds may have been cut, the 4 was accepted whole
     assert found.acceptance == pytest.approx(9 / 11)
     assert found.tokens_per_round == pytest.approx(14 / 5)
 

@@ -12,7 +12,8 @@ from configs.speculation import DraftModel, PromptLookup, SpeculationSearch
 from tasks.batching import speculate, speculative_stage
 from tasks.batching.lossless import Losslessness
 from tasks.batching.speculate import SpeculationTrial, choose_block, speculating, try_speculation
-from tasks.batching.speculation import best_block, speculate as closed_form
+from tasks.batching.speculation import best_block
+from tasks.batching.speculation import speculate as closed_form
 from tasks.batching.speculative_stage import trial_metrics, with_speculation
 from tasks.engines.protocol import EngineUnavailable
 from tasks.release.candidate import Candidate
@@ -130,7 +131,9 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Any:
     ways = {"prompt lookup": lambda: PromptLookup(), "draft model": lambda: None}
     monkeypatch.setattr(speculative_stage, "_ways", lambda *_: ways)
 
-    def run(*trials: Any, tuned: StageResult = TUNED, base: Candidate = BASE, min_gain: float = 1.0) -> StageResult:
+    def run(
+        *trials: Any, tuned: StageResult = TUNED, base: Candidate = BASE, min_gain: float = 1.0
+    ) -> StageResult:
         known.trials = list(trials)
         settings = BatchingSettings.model_validate(
             {"schedulers": [{}], "min_gain": min_gain, "speculation": SEARCH.model_dump()}

@@ -16,7 +16,9 @@ TASKS = ("conversation", "translation", "summarization", "qa", "math_reasoning",
 LONGEST_TOKENS = 800  # of a prompt, so that a run stays short; Spec-Bench's summarization goes to 1,700
 
 
-def draw_prompts(folder: Path, per_task: int, new_tokens: int, seed: int = 0) -> list[list[GenerationRequest]]:
+def draw_prompts(
+    folder: Path, per_task: int, new_tokens: int, seed: int = 0
+) -> list[list[GenerationRequest]]:
     """Groups of one request of every task, in the order of TASKS.
 
     Args:
@@ -38,5 +40,7 @@ def draw_prompts(folder: Path, per_task: int, new_tokens: int, seed: int = 0) ->
         random.Random(f"{task} {seed}").shuffle(texts)
         encoded = (chat.encode([Message(role="user", content=text)]) for text in texts)
         fitting = (ids for ids in encoded if len(ids) <= LONGEST_TOKENS)
-        drawn[task] = [GenerationRequest(ids, new_tokens) for ids, _ in zip(fitting, range(per_task), strict=False)]
+        drawn[task] = [
+            GenerationRequest(ids, new_tokens) for ids, _ in zip(fitting, range(per_task), strict=False)
+        ]
     return [[drawn[task][group] for task in TASKS] for group in range(per_task)]

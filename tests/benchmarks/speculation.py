@@ -221,7 +221,12 @@ def compare(
 ) -> Losslessness:
     """By the rule of tasks/batching/lossless.py."""
     return check_lossless(
-        requests, plain, other, lambda pieces: model.open(None, 1, pieces), block=block, max_tie_nats=MAX_TIE_NATS
+        requests,
+        plain,
+        other,
+        lambda pieces: model.open(None, 1, pieces),
+        block=block,
+        max_tie_nats=MAX_TIE_NATS,
     )
 
 

@@ -46,7 +46,11 @@ def report(found: Sequence[Found], rates: Mapping[str, list[float]], control: Lo
     for each in found:
         rows += [row(each.way, f"{work}, {each.load}", unit, [value]) for work, unit, value in figures(each)]
         mean, low, high = each.speedup
-        ratios[f"{each.way}_over_plain_decoding_{each.load}"] = {"median": mean, "ci_low": low, "ci_high": high}
+        ratios[f"{each.way}_over_plain_decoding_{each.load}"] = {
+            "median": mean,
+            "ci_low": low,
+            "ci_high": high,
+        }
     for name, value in counts(control).items():
         rows.append(row("plain, one request against together", name, "requests", [value]))
     path = write("speculation", rows, ratios)

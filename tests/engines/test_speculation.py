@@ -119,7 +119,9 @@ def test_a_model_that_drafts_for_itself_is_accepted_and_counted_as_genai_counts(
     assert [each.tokens for each in made] == [each.tokens for each in plain[:2]]
     assert count_rounds(made, BLOCK).acceptance > 0.9
     own, genai = count_rounds([alone], BLOCK), told.extended_perf_metrics
-    print(f"\nours {own.accepted} accepted, GenAI {genai.get_num_accepted_tokens()} of {genai.get_num_draft_tokens()}")
+    print(
+        f"\nours {own.accepted} accepted, GenAI {genai.get_num_accepted_tokens()} of {genai.get_num_draft_tokens()}"
+    )
     # The last round is cut by the length: GenAI does not count what it accepted there.
     assert 0 <= own.accepted - genai.get_num_accepted_tokens() <= BLOCK
 
