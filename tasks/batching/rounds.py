@@ -9,7 +9,7 @@ length. A round in which nothing could be drafted counts as refused: it yields w
 
 from collections.abc import Sequence
 from itertools import groupby, pairwise
-from statistics import median
+from statistics import fmean
 
 from tasks.engines.protocol import EngineError, Generation
 from tasks.store.record import Record
@@ -70,12 +70,16 @@ def count_rounds(generations: Sequence[Generation], block: int) -> Rounds:
 
 
 def step_seconds(generations: Sequence[Generation]) -> float:
-    """Median time between the engine's steps while it served these requests together.
+    """Mean time of the engine's steps while it served these requests together; steps in which a request began are left out.
+
+    A mean, because rounds are not alike: one in which nothing could be drafted is a plain step.
 
     Raises:
-        EngineError: there was one step only.
+        EngineError: no step is left.
     """
     ends = sorted({time for generation in generations for time in generation.token_times_s})
-    if len(ends) < 2:
-        raise EngineError("all tokens came out in one step: its time cannot be told from the prompt's")
-    return median(after - before for before, after in pairwise(ends))
+    begun = {generation.token_times_s[0] for generation in generations}
+    steps = [after - before for before, after in pairwise(ends) if after not in begun]
+    if not steps:
+        raise EngineError("every step began a request: its time cannot be told from the prompt's")
+    return fmean(steps)

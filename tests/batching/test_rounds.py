@@ -67,5 +67,9 @@ def test_rounds_that_cannot_be_are_errors():
 def test_step_time_is_that_of_the_engine_not_of_a_request():
     slow, quick = served(1, 1, 1, step_s=0.2), served(1, 2, 2, step_s=0.2)
     assert step_seconds([slow, quick]) == pytest.approx(0.2)
-    with pytest.raises(EngineError, match="one step"):
+    late = Generation((7, 7), (0.9, 1.1))  # its prompt took 0.3 s of the step that ended at 0.9
+    assert step_seconds([slow, late]) == pytest.approx(0.2)
+    uneven = Generation((7,) * 4, (0.1, 0.2, 0.5, 0.5))  # a plain step and a round
+    assert step_seconds([uneven]) == pytest.approx(0.2)
+    with pytest.raises(EngineError, match="every step began a request"):
         step_seconds([served(3)])
