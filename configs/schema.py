@@ -218,6 +218,7 @@ class Config(Section):
                 f"quality.tries ({self.quality.tries}) must not be below the stages that judge a candidate on the gate items "
                 f"({', '.join(judging)}): alpha holds over all of them; raise tries to {len(judging)} or take a stage out"
             )
+        self._speculate_in_the_batching_stage_only()
         if self.judge is not None and self.behaviour is None:
             raise ValueError("judge compares the answers of behaviour; add a behaviour section")
         if self.quality.margins.accuracy is None and (self.distill or (self.adapt and self.adapt.data)):
@@ -225,6 +226,17 @@ class Config(Section):
                 "adapt.data and distill change the model on purpose and are judged on tasks; set quality.margins.accuracy"
             )
         return self
+
+    def _speculate_in_the_batching_stage_only(self) -> None:
+        engines = {"profile.baseline": self.profile.baseline, "quality.reference": self.quality.reference}
+        if self.judge is not None and self.judge.provider.kind == "local":
+            engines["judge.provider.engine"] = self.judge.provider.engine
+        for name, engine in engines.items():
+            if engine.speculation is not None:
+                raise ValueError(
+                    f"{name}.speculation is set; speculation is chosen and checked by batching.speculation, for the release; leave it "
+                    "out here"
+                )
 
     @property
     def needs_hub(self) -> bool:

@@ -37,9 +37,12 @@ def make_candidate(
 ) -> Candidate:
     """Build the artifact of a checkpoint in a weight format and pair it with an engine configuration.
 
+    Speculation is left out: it was turned on for another artifact, and pays, or does not, for each one anew.
+
     Raises:
         CompressionError: the format is impossible for this model or engine.
     """
+    engine = engine.model_copy(update={"speculation": None})
     calibration = [section.text for section in workspace.splits.calibration]
     declared = (workspace.store, checkpoint, engine.engine, weights, calibration)
 

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from tiny_llama import tiny_llama
 
 from configs.engine import EngineSettings
+from configs.load import ConfigError, load_config
 from configs.speculation import DraftModel, PromptLookup
 from configs.weights import WeightSettings
 from tasks.batching.draft_model import shallow_copy
@@ -195,6 +196,17 @@ def test_a_draft_that_was_not_given_or_not_exported_is_refused(model: Artifact, 
 def test_engines_without_it_refuse_and_say_why(engine: str, reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
         EngineSettings.model_validate({"engine": engine, "speculation": {"kind": "prompt_lookup"}})
+
+
+@pytest.mark.parametrize("section", ["profile: {baseline", "quality: {reference"])
+def test_only_the_batching_stage_turns_it_on(tmp_path: Path, section: str) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "name: a\nmodel: {name: tiny, source: {kind: folder, path: model}}\n"
+        f"{section}: {{engine: openvino, speculation: {{kind: prompt_lookup}}}}}}\n"
+    )
+    with pytest.raises(ConfigError, match=r"speculation is chosen and checked by batching\.speculation"):
+        load_config(recipe)
 
 
 @pytest.mark.parametrize(
