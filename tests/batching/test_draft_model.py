@@ -6,10 +6,16 @@ from pathlib import Path
 import pytest
 from tiny_llama import tiny_llama
 
-from configs.speculation import DraftSearch
+from configs.engine import EngineSettings
+from configs.schema import RequestSettings
+from configs.speculation import DraftModel, DraftSearch
+from configs.weights import WeightSettings
 from tasks.batching.draft_model import draft_artifact, draft_checkpoint, find_student, shallow_copy
+from tasks.batching.speculate import speculating
 from tasks.models.checkpoint import read_architecture
-from tasks.release.draft_memory import checkpoint_of
+from tasks.profiling.memory_budget import serving_budget
+from tasks.release.candidate import Candidate
+from tasks.release.draft_memory import checkpoint_of, draft_budget
 from tasks.store.artifact import Artifact
 from tasks.store.errors import MissingArtifact
 from tasks.store.store import Store
@@ -69,3 +75,19 @@ def test_a_draft_is_exported_for_the_engine_and_knows_its_line(store: Store) -> 
     assert checkpoint_of(store, draft) == copy
     assert checkpoint_of(store, exported) == target
     assert draft_artifact(store, draft, exported, search) == draft
+    assert _budgets(store, target, exported, draft) == (1 / 3, 0)  # one layer of three; the engine itself is there once
+
+
+def _budgets(store: Store, target: Artifact, exported: Artifact, draft: Artifact) -> tuple[float, int]:
+    """Share of the model's cache that its draft adds, and the engine's own memory that it adds."""
+    plain = EngineSettings(engine="openvino")
+    requests = RequestSettings()
+    candidate = Candidate(name="plain", artifact=exported.digest, engine=plain, weights="int8")
+    assert draft_budget(store, candidate, requests) is None
+    drafting = DraftModel(draft=draft.digest, block_tokens=2)
+    added = draft_budget(store, speculating(candidate, drafting), requests)
+    alone = serving_budget(read_architecture(target), WeightSettings(bits=8), plain, requests)
+    assert added is not None
+    assert 0 < added.weights_bytes < alone.weights_bytes
+    assert added.total_bytes < alone.total_bytes - alone.runtime_bytes
+    return added.kv_cache_bytes / alone.kv_cache_bytes, added.runtime_bytes
