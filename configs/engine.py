@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from configs.section import Section
+from configs.speculation import WITHOUT_SPECULATION, Speculation
 
 EngineName = Literal["transformers", "openvino", "onnxruntime", "vllm"]
 
@@ -46,6 +47,9 @@ class EngineSettings(Section):
     )
     threads: int = Field(2, ge=1, description="compute threads")
     scheduler: SchedulerSettings = Field(SchedulerSettings(), description="batching of concurrent requests")
+    speculation: Speculation | None = Field(
+        None, description="tokens drafted ahead and checked in one pass; null: none (OpenVINO)"
+    )
 
     @property
     def has_integer_cache(self) -> bool:
@@ -74,6 +78,11 @@ class EngineSettings(Section):
             raise ValueError(
                 f"kv_cache: {self.kv_cache} is not offered by engine: {self.engine}; use openvino or onnxruntime, or "
                 f"kv_cache: {self.compute}"
+            )
+        if self.speculation is not None and self.engine in WITHOUT_SPECULATION:
+            raise ValueError(
+                f"speculation is not offered by engine: {self.engine}: {WITHOUT_SPECULATION[self.engine]}; use openvino, "
+                "or leave it out"
             )
         if self.engine == "openvino" and self.compute == "bf16" and self.kv_cache == "f32":
             raise ValueError("kv_cache: f32 is refused by OpenVINO with compute: bf16; use bf16 or u8")

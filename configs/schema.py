@@ -12,6 +12,7 @@ from configs.model import ModelSettings
 from configs.quality import REFERENCE, QualitySettings
 from configs.section import Section
 from configs.space import QuantizeSpace, WeightCandidate
+from configs.speculation import SpeculationSearch
 from configs.tuning import SchedulerGrid, TuningSettings
 
 
@@ -169,6 +170,9 @@ class BatchingSettings(Section):
         description="ABBA blocks that decide on min_gain, two pairs each; fewer than 4 carry no interval",
     )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="two-sided, of the gain's interval")
+    speculation: SpeculationSearch | None = Field(
+        None, description="speculative decoding, tried on the quickest scheduler; null: not tried"
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> "BatchingSettings":
@@ -311,6 +315,7 @@ class Config(Section):
                 f"({stages}): alpha holds over all of them; raise tries to {sum(judging.values())}, lower quantize.tries, or take a "
                 "stage out"
             )
+        self._speculate_in_the_batching_stage_only()
         if self.judge is not None and self.behaviour is None:
             raise ValueError("judge compares the answers of behaviour; add a behaviour section")
         if self.quality.margins.accuracy is None and (self.distill or (self.adapt and self.adapt.data)):
@@ -318,6 +323,17 @@ class Config(Section):
                 "adapt.data and distill change the model on purpose and are judged on tasks; set quality.margins.accuracy"
             )
         return self
+
+    def _speculate_in_the_batching_stage_only(self) -> None:
+        engines = {"profile.baseline": self.profile.baseline, "quality.reference": self.quality.reference}
+        if self.judge is not None and self.judge.provider.kind == "local":
+            engines["judge.provider.engine"] = self.judge.provider.engine
+        for name, engine in engines.items():
+            if engine.speculation is not None:
+                raise ValueError(
+                    f"{name}.speculation is set; speculation is chosen and checked by batching.speculation, for the release; leave it "
+                    "out here"
+                )
 
     @property
     def needs_hub(self) -> bool:

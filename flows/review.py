@@ -82,22 +82,23 @@ def history(model: str, uri: str | None = None) -> tuple[HistoryEntry, ...]:
 
 
 def verify(model: str, uri: str | None = None) -> Verified:
-    """Hash the champion's files again.
+    """Hash the champion's files again, its draft model's among them.
 
     Raises:
         UnknownRelease: the model has no champion.
-        StoreError: its artifact is missing or damaged.
+        StoreError: an artifact of it is missing or damaged.
     """
     champion = registry.champion(tracking_of(uri), model)
     if champion is None:
         raise registry.UnknownRelease(f"{model} has no champion; `keiryo promote {model}/VERSION` makes one")
-    artifact = Store(store_home()).open(champion.candidate.artifact)
+    store = Store(store_home())
+    artifacts = [store.open(digest) for digest in champion.candidate.artifacts]
     return Verified(
         model=model,
         version=champion.version,
-        artifact=artifact.digest,
-        files=len(artifact.manifest.files),
-        size_bytes=artifact.size_bytes,
+        artifact=champion.candidate.artifact,
+        files=sum(len(artifact.manifest.files) for artifact in artifacts),
+        size_bytes=sum(artifact.size_bytes for artifact in artifacts),
     )
 
 

@@ -52,7 +52,7 @@ def serve(model: str, overrides: Sequence[str], announce: Callable[[Serving], No
     Raises:
         ConfigError: a setting, the address, the key file, or vLLM is missing.
         UnknownRelease: the model is not registered, or has no champion.
-        StoreError: the champion's artifact is missing or damaged.
+        StoreError: the champion's artifact, or its draft's, is missing or damaged.
         EngineError: the engine does not work here, or died.
     """
     from tasks.endpoint.api_key import read_api_key
@@ -110,7 +110,13 @@ def _serve_here(
     with listen(settings.host, settings.port) as listening:
         text = PromptText(artifact.folder)
         engine = champion.candidate.engine
-        link = EngineProcess(artifact, engine, sequence_tokens=_sequence_tokens(settings))
+        draft = champion.candidate.draft
+        link = EngineProcess(
+            artifact,
+            engine,
+            sequence_tokens=_sequence_tokens(settings),
+            draft=None if draft is None else Store(store_home()).open(draft),
+        )
         try:
             host, port = listening.getsockname()[:2]
             url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"

@@ -19,10 +19,11 @@ class Speculation(Record):
     Attributes:
         block: drafted tokens a round.
         acceptance: chance that a drafted token is accepted, given that those before it were.
-        draft_cost: time of one draft token over the time of one target pass.
+        draft_cost: what a drafted token adds to a round, in plain passes of the target. As published, its drafting
+            alone; measured in rounds that were played (tasks/batching/speculate.py), its checking too.
         tokens_per_round: expected tokens of one round.
-        speedup: over plain decoding, when a pass over block + 1 tokens costs as much as over one
-            (memory-bound decoding).
+        speedup: over plain decoding. With the published cost, when a pass over block + 1 tokens costs as much
+            as over one (memory-bound decoding).
         naive_tokens_per_round: block * acceptance, the rule of thumb.
         naive_speedup: what the rule of thumb makes of it.
     """

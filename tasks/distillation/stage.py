@@ -8,7 +8,7 @@ from pathlib import Path
 
 from configs.schema import DistillSettings
 from tasks.distillation.distill import distill
-from tasks.distillation.student import choose_layers, prune_layers
+from tasks.distillation.student import choose_layers
 from tasks.release.candidate import Candidate
 from tasks.release.judging import describe_gain, gain_metrics, held_out_gain, judge_candidate
 from tasks.release.measuring import make_candidate, measure_candidate
@@ -16,6 +16,7 @@ from tasks.release.stage_result import CandidateResult, StageResult
 from tasks.release.workspace import Workspace
 from tasks.store.artifact import Artifact
 from tasks.store.digest import code_digest, digest_of
+from tasks.training.layers import prune_layers
 from tasks.training.sealed import curve_csv, trained, training_metrics
 
 CODE = ("tasks/distillation",)

@@ -1,4 +1,4 @@
-"""A student made of some of its teacher's layers: which ones, and the real, smaller checkpoint.
+"""A student made of some of its teacher's layers: which ones (tasks/training/layers.py makes the smaller checkpoint).
 
 Layers are ranked by block influence (ShortGPT, Men et al. 2024, arXiv:2403.03853): 1 - the mean cosine
 between what enters a block and what leaves it. A block that hardly turns the residual stream is dropped
@@ -7,15 +7,14 @@ first. The first and the last block are always kept: they read the embedding and
 
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tasks.store.artifact import Artifact
-from tasks.training.checkpoint import inner, load_model, load_tokenizer, save_checkpoint
+from tasks.training.checkpoint import load_model, load_tokenizer
 from tasks.training.error import TrainingError
+from tasks.training.layers import layers_of
 
 _CALIBRATION_TOKENS = 2048
 
@@ -54,37 +53,6 @@ def block_influence(checkpoint: Artifact, texts: Sequence[str]) -> tuple[float, 
         ).hidden_states
         sums += _cosine_distances(streams)
     return tuple((sums / len(tokens)).tolist())
-
-
-def prune_layers(checkpoint: Artifact, keep: tuple[int, ...], out: Path) -> None:
-    """Write a checkpoint of the layers `keep`, renumbered from 0; everything else stays as it is.
-
-    Args:
-        checkpoint: the teacher.
-        keep: layer numbers, increasing.
-        out: existing empty folder.
-
-    Raises:
-        TrainingError: `keep` is empty, not increasing, or names layers that do not exist.
-    """
-    model = load_model(checkpoint.folder, "auto")
-    layers = layers_of(model)
-    if not keep or list(keep) != sorted(set(keep)) or keep[0] < 0 or keep[-1] >= len(layers):
-        raise TrainingError(f"layers to keep are {keep}; they must increase within 0..{len(layers) - 1}")
-    inner(model).base_model.layers = nn.ModuleList(layers[number] for number in keep)
-    layer: Any
-    for place, layer in enumerate(layers_of(model)):
-        layer.self_attn.layer_idx = place  # its slot in the KV cache
-    model.config.num_hidden_layers = len(keep)
-    if getattr(model.config, "layer_types", None) is not None:
-        model.config.layer_types = [model.config.layer_types[number] for number in keep]
-    save_checkpoint(model, checkpoint.folder, out)
-
-
-def layers_of(model: Any) -> nn.ModuleList:
-    """The blocks of a transformers decoder."""
-    layers: nn.ModuleList = inner(model).base_model.layers
-    return layers
 
 
 def _cosine_distances(streams: tuple[Tensor, ...]) -> Tensor:

@@ -111,7 +111,14 @@ def step_engine(
 class EngineProcess:
     """The server's end: an engine that runs in a child process."""
 
-    def __init__(self, artifact: Artifact, settings: EngineSettings, *, sequence_tokens: int) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        settings: EngineSettings,
+        *,
+        sequence_tokens: int,
+        draft: Artifact | None = None,
+    ) -> None:
         """Start the child and wait until its engine is open.
 
         Raises:
@@ -121,7 +128,7 @@ class EngineProcess:
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
             target=_run_child,
-            args=(theirs, artifact, settings, sequence_tokens),
+            args=(theirs, artifact, settings, sequence_tokens, draft),
             name="keiryo engine",
             daemon=True,
         )
@@ -179,7 +186,13 @@ class EngineProcess:
         )
 
 
-def _run_child(pipe: Connection, artifact: Artifact, settings: EngineSettings, sequence_tokens: int) -> None:
+def _run_child(
+    pipe: Connection,
+    artifact: Artifact,
+    settings: EngineSettings,
+    sequence_tokens: int,
+    draft: Artifact | None,
+) -> None:
     """The child: open, say so, step until the server is gone."""
     # Ctrl-C and a service manager signal the whole group; the server still needs the engine to finish what runs.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -193,7 +206,7 @@ def _run_child(pipe: Connection, artifact: Artifact, settings: EngineSettings, s
         return command
 
     try:
-        engine = open_streaming(artifact, settings, sequence_tokens=sequence_tokens)
+        engine = open_streaming(artifact, settings, sequence_tokens=sequence_tokens, draft=draft)
         pipe.send(Opened(engine.samples, engine.sequence_tokens, engine.slots))
         step_engine(engine, receive, pipe.send)
     except EngineError as error:

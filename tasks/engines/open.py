@@ -21,13 +21,19 @@ def import_engine(engine: EngineName) -> None:
 
 
 def open_engine(
-    artifact: Artifact, settings: EngineSettings, *, chunk_tokens: int = 64, batch_tokens: int = 2048
+    artifact: Artifact,
+    settings: EngineSettings,
+    *,
+    draft: Artifact | None = None,
+    chunk_tokens: int = 64,
+    batch_tokens: int = 2048,
 ) -> Engine:
     """Open an engine; close it when done.
 
     Args:
         artifact: sealed, of the kind that the engine loads.
         settings: the engine configuration.
+        draft: the artifact that `settings.speculation` names, where it names one.
         chunk_tokens: tokens of a sequence fed at once while scoring, so that a quantized KV cache is read
             back; 0: all.
         batch_tokens: tokens of one scoring batch, padding included.
@@ -45,7 +51,7 @@ def open_engine(
             from tasks.engines.openvino_engine import OpenVinoEngine
 
             return OpenVinoEngine.open(
-                artifact, settings, chunk_tokens=chunk_tokens, batch_tokens=batch_tokens
+                artifact, settings, draft=draft, chunk_tokens=chunk_tokens, batch_tokens=batch_tokens
             )
         case "onnxruntime":
             from tasks.engines.onnxruntime_engine import OnnxRuntimeEngine

@@ -8,6 +8,7 @@ defaults on a processor with AVX512-BF16 are bf16 compute, a u8 cache and activa
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -15,6 +16,8 @@ import openvino as ov
 import openvino_genai as genai
 
 from configs.engine import EngineSettings
+from configs.speculation import DraftModel, PromptLookup
+from tasks.engines.draft import check_draft
 from tasks.engines.freed_memory import return_freed_memory
 from tasks.engines.paged_scoring import PagedScorer, last_line
 from tasks.engines.protocol import (
@@ -37,15 +40,21 @@ class OpenVinoEngine:
     """One IR with one set of plugin properties."""
 
     def __init__(
-        self, artifact: Artifact, settings: EngineSettings, *, chunk_tokens: int, batch_tokens: int
+        self,
+        artifact: Artifact,
+        settings: EngineSettings,
+        *,
+        draft: Artifact | None,
+        chunk_tokens: int,
+        batch_tokens: int,
     ) -> None:
-        """Use `open`, which checks the artifact first."""
+        """Use `open`, which checks the artifacts first."""
         self.settings = settings
+        self._draft = draft
         self._folder = artifact.folder
         self._chunk_tokens = chunk_tokens
         self._batch_tokens = batch_tokens
-        self._config = json.loads((artifact.folder / "config.json").read_text())
-        self.vocab_size = int(self._config["vocab_size"])
+        self.vocab_size = int(json.loads((artifact.folder / "config.json").read_text())["vocab_size"])
         self._scorer: PagedScorer | None = None
         self._pipeline: Any = None
         self._sent = 0
@@ -53,19 +62,26 @@ class OpenVinoEngine:
 
     @classmethod
     def open(
-        cls, artifact: Artifact, settings: EngineSettings, *, chunk_tokens: int = 64, batch_tokens: int = 2048
+        cls,
+        artifact: Artifact,
+        settings: EngineSettings,
+        *,
+        draft: Artifact | None = None,
+        chunk_tokens: int = 64,
+        batch_tokens: int = 2048,
     ) -> "OpenVinoEngine":
         """Open an exported artifact.
 
         Args:
             artifact: of kind "openvino".
             settings: the engine configuration.
+            draft: the artifact that `settings.speculation` names, where it names one.
             chunk_tokens: tokens of a sequence fed at once while scoring; 0: all.
             batch_tokens: tokens of one scoring batch.
 
         Raises:
-            EngineUnavailable: the artifact is of another kind, or this processor lacks what the settings
-                need.
+            EngineUnavailable: the artifact is of another kind, the draft does not fit it, or this processor
+                lacks what the settings need.
         """
         if artifact.kind != "openvino":
             raise EngineUnavailable(
@@ -77,7 +93,8 @@ class OpenVinoEngine:
                 f"compute: bf16 needs AVX512-BF16 or AMX; this processor has {', '.join(able)}; use "
                 "compute: f32"
             )
-        return cls(artifact, settings, chunk_tokens=chunk_tokens, batch_tokens=batch_tokens)
+        draft = check_draft(artifact, settings, draft)
+        return cls(artifact, settings, draft=draft, chunk_tokens=chunk_tokens, batch_tokens=batch_tokens)
 
     @property
     def properties(self) -> dict[str, Any]:
@@ -103,7 +120,10 @@ class OpenVinoEngine:
         return self._scorer.score(requests, with_logits=with_logits)
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
-        """Complete all by continuous batching; a token's time is the end of the step that made it."""
+        """Complete all by continuous batching; a token's time is the end of the step that made it.
+
+        With speculation a step is a round: the tokens that it accepts have one time.
+        """
         pipeline = self._served()
         began = time.perf_counter()
         handles = []
@@ -129,10 +149,13 @@ class OpenVinoEngine:
         return [Generation(tuple(t), tuple(s)) for t, s in zip(tokens, times, strict=True)]
 
     def memory(self) -> EngineMemory:
-        """Weight bytes of the IR, and the KV blocks of the pipeline and the scorer, as far as they exist."""
-        reserved = self.cache_blocks * self.block_bytes if self._pipeline is not None else 0
+        """Weight bytes of the IR, and the KV blocks of the pipeline and the scorer, as far as they exist; a draft's are added."""
+        folders = [self._folder] if self._draft is None else [self._folder, self._draft.folder]
+        block_bytes = sum(_block_bytes(folder, self.settings.kv_cache) for folder in folders)
+        reserved = self.cache_blocks * block_bytes if self._pipeline is not None else 0
         scoring = self._scorer.cache_bytes if self._scorer is not None else 0
-        return EngineMemory((self._folder / "openvino_model.bin").stat().st_size, reserved + scoring)
+        weights = sum((folder / "openvino_model.bin").stat().st_size for folder in folders)
+        return EngineMemory(weights, reserved + scoring)
 
     def close(self) -> None:
         """Release both graphs."""
@@ -149,32 +172,20 @@ class OpenVinoEngine:
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of one KV block; quantized types add two f32 to each key channel and each value row."""
-        heads = self._config["num_attention_heads"]
-        kv_heads = self._config.get("num_key_value_heads") or heads
-        head_dim = self._config.get("head_dim") or self._config["hidden_size"] // heads
-        scales = 8 * (head_dim + BLOCK_TOKENS) if self.settings.kv_cache in ("u8", "u4") else 0
-        values = 2 * BLOCK_TOKENS * head_dim * _ELEMENT_BITS[self.settings.kv_cache] // 8
-        return int(self._config["num_hidden_layers"] * kv_heads * (values + scales))
+        """Bytes of one KV block."""
+        return _block_bytes(self._folder, self.settings.kv_cache)
 
     @property
     def cache_blocks(self) -> int:
-        """KV blocks that `scheduler.cache_mib` holds."""
+        """KV blocks that `scheduler.cache_mib` holds; a draft model has as many of its own, which are smaller."""
         return max(1, self.settings.scheduler.cache_mib * 2**20 // self.block_bytes)
 
     def _served(self) -> Any:
         self._check_open()
         if self._pipeline is None:
-            scheduler = genai.SchedulerConfig()
-            scheduler.cache_size = 0  # whole GiB only; blocks are exact
-            scheduler.num_kv_blocks = self.cache_blocks
-            scheduler.max_num_seqs = self.settings.scheduler.max_num_seqs
-            scheduler.max_num_batched_tokens = self.settings.scheduler.max_num_batched_tokens
-            scheduler.enable_prefix_caching = self.settings.scheduler.prefix_caching
-            scheduler.dynamic_split_fuse = self.settings.scheduler.split_prefill
             try:
                 self._pipeline = genai.ContinuousBatchingPipeline(
-                    str(self._folder), scheduler, "CPU", self.properties
+                    str(self._folder), self._scheduler(), "CPU", self.properties | self._drafting()
                 )
             except RuntimeError as error:
                 raise EngineUnavailable(
@@ -183,6 +194,40 @@ class OpenVinoEngine:
                 ) from error
         return self._pipeline
 
+    def _scheduler(self) -> Any:
+        scheduler = genai.SchedulerConfig()
+        scheduler.cache_size = 0  # whole GiB only; blocks are exact
+        scheduler.num_kv_blocks = self.cache_blocks
+        scheduler.max_num_seqs = self.settings.scheduler.max_num_seqs
+        scheduler.max_num_batched_tokens = self.settings.scheduler.max_num_batched_tokens
+        scheduler.enable_prefix_caching = self.settings.scheduler.prefix_caching
+        scheduler.dynamic_split_fuse = self.settings.scheduler.split_prefill
+        return scheduler
+
+    def _drafting(self) -> dict[str, Any]:
+        """Pipeline properties of the configured speculation."""
+        match self.settings.speculation:
+            case PromptLookup():
+                return {"prompt_lookup": True}
+            case DraftModel() if self._draft is not None:
+                # With a scheduler of its own: GenAI would divide the target's blocks between the two.
+                drafts = genai.draft_model(
+                    str(self._draft.folder), "CPU", scheduler_config=self._scheduler(), **self.properties
+                )
+                return {"draft_model": drafts}
+            case _:
+                return {}
+
+    def speculate(self, config: Any) -> None:
+        """Set the round of the configured speculation in a request's generation config."""
+        match self.settings.speculation:
+            case PromptLookup(block_tokens=block, max_ngram_tokens=ngram):
+                config.num_assistant_tokens, config.max_ngram_size = block, ngram
+            case DraftModel(block_tokens=None, min_confidence=float(confidence)):
+                config.assistant_confidence_threshold = confidence
+            case DraftModel(block_tokens=int(block)):
+                config.num_assistant_tokens = block
+
     def _greedy(self, request: GenerationRequest) -> Any:
         config = self._pipeline.get_config()
         config.do_sample = False
@@ -190,6 +235,7 @@ class OpenVinoEngine:
         config.ignore_eos = request.ignore_eos
         if request.ignore_eos:
             config.stop_token_ids = set()
+        self.speculate(config)
         return config
 
     def _check_open(self) -> None:
@@ -208,3 +254,14 @@ class OpenVinoEngine:
             raise EngineError(
                 f"OpenVINO returned {len(made)} tokens where {request.max_new_tokens} were asked for"
             )
+
+
+def _block_bytes(folder: Path, kv_cache: str) -> int:
+    """Bytes of one KV block of a model; quantized types add two f32 to each key channel and each value row."""
+    config = json.loads((folder / "config.json").read_text())
+    heads = config["num_attention_heads"]
+    kv_heads = config.get("num_key_value_heads") or heads
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    scales = 8 * (head_dim + BLOCK_TOKENS) if kv_cache in ("u8", "u4") else 0
+    values = 2 * BLOCK_TOKENS * head_dim * _ELEMENT_BITS[kv_cache] // 8
+    return int(config["num_hidden_layers"] * kv_heads * (values + scales))

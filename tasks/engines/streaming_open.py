@@ -9,7 +9,9 @@ from tasks.engines.threads import set_threads
 from tasks.store.artifact import Artifact
 
 
-def open_streaming(artifact: Artifact, settings: EngineSettings, *, sequence_tokens: int) -> StreamingEngine:
+def open_streaming(
+    artifact: Artifact, settings: EngineSettings, *, sequence_tokens: int, draft: Artifact | None = None
+) -> StreamingEngine:
     """Open an engine for serving, its graph compiled and its KV cache reserved.
 
     Args:
@@ -17,6 +19,7 @@ def open_streaming(artifact: Artifact, settings: EngineSettings, *, sequence_tok
         settings: the engine configuration that the release was judged under.
         sequence_tokens: the longest prompt with its completion that will be asked for; the model's own context
             and the KV cache may allow less (`StreamingEngine.sequence_tokens`).
+        draft: the artifact that `settings.speculation` names, where it names one.
 
     Raises:
         EngineUnavailable: the engine, the setting or the artifact's kind cannot work here.
@@ -28,7 +31,7 @@ def open_streaming(artifact: Artifact, settings: EngineSettings, *, sequence_tok
         case "openvino":
             from tasks.engines.streaming_openvino import StreamingOpenVino
 
-            return StreamingOpenVino.open(artifact, settings, sequence_tokens=longest)
+            return StreamingOpenVino.open(artifact, settings, sequence_tokens=longest, draft=draft)
         case "onnxruntime":
             from tasks.engines.streaming_slots import StreamingSlots
 

@@ -46,14 +46,20 @@ class StreamingOpenVino:
 
     @classmethod
     def open(
-        cls, artifact: Artifact, settings: EngineSettings, *, sequence_tokens: int
+        cls,
+        artifact: Artifact,
+        settings: EngineSettings,
+        *,
+        sequence_tokens: int,
+        draft: Artifact | None = None,
     ) -> "StreamingOpenVino":
-        """Open an exported artifact and compile its pipeline.
+        """Open an exported artifact and compile its pipeline, with its draft's where `settings.speculation` names one.
 
         Raises:
-            EngineUnavailable: the artifact is of another kind, or this processor lacks what the settings need.
+            EngineUnavailable: the artifact is of another kind, the draft does not fit it, or this processor lacks what the settings
+                need.
         """
-        return cls(OpenVinoEngine.open(artifact, settings), sequence_tokens)
+        return cls(OpenVinoEngine.open(artifact, settings, draft=draft), sequence_tokens)
 
     @property
     def busy(self) -> bool:
@@ -114,4 +120,5 @@ class StreamingOpenVino:
             config.temperature = request.sampling.temperature
             config.top_p = request.sampling.top_p
             config.rng_seed = request.sampling.seed
+        self._engine.speculate(config)
         return config

@@ -32,6 +32,7 @@ class ServeJob(Record):
     Attributes:
         artifact: its address.
         engine: the configuration it is served under.
+        draft: address of the artifact that drafts for it; None where it has no draft model.
         chunk_tokens, batch_tokens: of scoring, as the engine is opened with them everywhere.
         requests: that speed and memory are measured on.
         text_tokens: token ids that their prompts are cut from.
@@ -41,6 +42,7 @@ class ServeJob(Record):
 
     artifact: str
     engine: EngineSettings
+    draft: str | None = None
     chunk_tokens: int
     batch_tokens: int
     requests: RequestSettings
@@ -107,11 +109,12 @@ def serve(store: Store, job: ServeJob) -> Served:
         ValueError: the text is too short for the requests.
     """
     artifact = store.open(job.artifact)
+    draft = None if job.draft is None else store.open(job.draft)
     import_engine(job.engine.engine)
     with MemoryPeak() as peak:
         began_s = time.perf_counter()
         with open_engine(
-            artifact, job.engine, chunk_tokens=job.chunk_tokens, batch_tokens=job.batch_tokens
+            artifact, job.engine, draft=draft, chunk_tokens=job.chunk_tokens, batch_tokens=job.batch_tokens
         ) as engine:
             load_s = time.perf_counter() - began_s
             performance = measure(engine, job.requests, job.text_tokens, load_s=load_s)

@@ -1,6 +1,7 @@
 """A candidate: one artifact served under one engine configuration, and what was measured of it."""
 
 from configs.engine import EngineSettings
+from configs.speculation import DraftModel
 from configs.weights import WeightSettings
 from tasks.store.record import Record
 
@@ -21,6 +22,17 @@ class Candidate(Record):
     engine: EngineSettings
     weights: str
     format: WeightSettings = WeightSettings()
+
+    @property
+    def draft(self) -> str | None:
+        """Address of the draft model that speculates for it; None without one."""
+        speculation = self.engine.speculation
+        return speculation.draft if isinstance(speculation, DraftModel) else None
+
+    @property
+    def artifacts(self) -> tuple[str, ...]:
+        """Every artifact that serving it opens."""
+        return (self.artifact,) if self.draft is None else (self.artifact, self.draft)
 
 
 class Percentiles(Record):

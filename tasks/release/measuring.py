@@ -18,6 +18,7 @@ from tasks.profiling.memory_budget import serving_budget
 from tasks.quality.tokenizer import TextTokenizer
 from tasks.release.alone import Served, ServeJob, served_alone
 from tasks.release.candidate import Candidate, Measurement, Memory
+from tasks.release.draft_memory import draft_budget
 from tasks.release.greedy import NEW_TOKENS, greedy_prompts, keep_continuations
 from tasks.release.machine import machine_digest
 from tasks.release.quiet import quiet
@@ -39,9 +40,12 @@ def make_candidate(
 ) -> Candidate:
     """Build the artifact of a checkpoint in a weight format and pair it with an engine configuration.
 
+    Speculation is left out: it was turned on for another artifact, and pays, or does not, for each one anew.
+
     Raises:
         CompressionError: the format is impossible for this model or engine.
     """
+    engine = engine.model_copy(update={"speculation": None})
     calibration = [section.text for section in workspace.splits.calibration]
     declared = (workspace.store, checkpoint, engine.engine, weights, calibration)
 
@@ -57,18 +61,24 @@ def make_candidate(
     return Candidate(name=name, artifact=artifact.digest, engine=engine, weights=stored.label, format=stored)
 
 
-def open_candidate(workspace: Workspace, candidate: Candidate) -> Engine:
-    """Open a candidate's engine on its verified artifact.
+def open_candidate(workspace: Workspace, candidate: Candidate, *, chunk_tokens: int | None = None) -> Engine:
+    """Open a candidate's engine on its verified artifact, and its draft's where it speculates with one.
+
+    Args:
+        workspace: of the rollout.
+        candidate: what is opened.
+        chunk_tokens: pieces in which a sequence is scored; None: those of `quality.score_chunk_tokens`.
 
     Raises:
         EngineError: it does not work.
-        StoreError: the artifact is missing or damaged.
+        StoreError: an artifact is missing or damaged.
     """
     quality = workspace.config.quality
     return open_engine(
         workspace.store.open(candidate.artifact),
         candidate.engine,
-        chunk_tokens=quality.score_chunk_tokens,
+        draft=None if candidate.draft is None else workspace.store.open(candidate.draft),
+        chunk_tokens=quality.score_chunk_tokens if chunk_tokens is None else chunk_tokens,
         batch_tokens=quality.batch_tokens,
     )
 
@@ -130,6 +140,7 @@ def measure_on(
         job = ServeJob(
             artifact=candidate.artifact,
             engine=candidate.engine,
+            draft=candidate.draft,
             chunk_tokens=quality.score_chunk_tokens,
             batch_tokens=quality.batch_tokens,
             requests=requests,
@@ -150,11 +161,12 @@ def _measurement(
     workspace: Workspace, candidate: Candidate, requests: RequestSettings, served: Served
 ) -> Measurement:
     predicted = serving_budget(workspace.architecture, candidate.format, candidate.engine, requests)
+    drafting = draft_budget(workspace.store, candidate, requests)
     memory = Memory(
         weights_mib=served.weights_bytes / MIB,
-        kv_mib=predicted.kv_cache_bytes / MIB,
+        kv_mib=(predicted.kv_cache_bytes + (drafting.kv_cache_bytes if drafting else 0)) / MIB,
         peak_mib=served.peak_bytes / MIB,
-        predicted_mib=predicted.total_bytes / MIB,
+        predicted_mib=(predicted.total_bytes + (drafting.total_bytes if drafting else 0)) / MIB,
     )
     logger.info("  peak %.0f MiB (predicted %.0f)", memory.peak_mib, memory.predicted_mib)
     return Measurement(performance=served.performance, memory=memory)

@@ -97,7 +97,7 @@ def check_noise(
         EngineError, QualityError: the candidate cannot be scored.
     """
     quality = workspace.config.quality
-    engine = candidate.engine.model_dump(mode="json", exclude={"scheduler"})
+    engine = candidate.engine.model_dump(mode="json", exclude={"scheduler", "speculation"})
     code = code_digest("tasks/engines", "tasks/quality", "tasks/release/noise_probe.py")
     asked = quality.model_dump(
         mode="json", exclude={"text", "alpha", "power", "discordance", "tries", "sequential"}

@@ -28,6 +28,7 @@ from tasks.store.errors import StoreError
 logger = logging.getLogger(__name__)
 
 SplitName = Literal["search", "gate"]
+GENERATING = ("scheduler", "use_kv_cache", "speculation")  # engine settings that only generation reads
 DEFAULT_CONTEXT_TOKENS = 2048  # where a model's config.json names no context; lm-eval's own default
 
 
@@ -100,8 +101,8 @@ class CandidateScores:
         """
         answers = self._answers_digest(self._candidate)
         if generates(self._workspace, name):  # continuous batching is part of what is answered
-            scheduler = self._candidate.engine.model_dump(mode="json", include={"scheduler", "use_kv_cache"})
-            answers = digest_of([answers, scheduler])
+            generating = self._candidate.engine.model_dump(mode="json", include={*GENERATING})
+            answers = digest_of([answers, generating])
 
         def compute() -> Samples:
             before = self.task(name, judged) if judged else None
@@ -138,9 +139,10 @@ class CandidateScores:
         """What every answer of a candidate depends on.
 
         The scheduler is no part of it: log-likelihoods come from the served graph with the served cache type, without a scheduler.
+        Nor is speculation, which changes how tokens are made and not what they are likely to be.
         """
         quality = self._workspace.config.quality
-        engine = candidate.engine.model_dump(mode="json", exclude={"scheduler", "use_kv_cache"})
+        engine = candidate.engine.model_dump(mode="json", exclude={*GENERATING})
         batches = [quality.score_chunk_tokens, quality.batch_tokens, quality.seed]
         code = code_digest("tasks/engines", "tasks/quality", "tasks/data", "tasks/release/scoring.py")
         splits = self._workspace.splits.digest

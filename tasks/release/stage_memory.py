@@ -102,11 +102,12 @@ def _surroundings(stage: StageName) -> list[str]:
 
 
 def _sound(workspace: Workspace, result: StageResult) -> bool:
-    """Whether the artifact of a remembered result is still there, byte for byte."""
+    """Whether the artifacts of a remembered result are still there, byte for byte."""
     if result.proposal is None:
         return True
     try:
-        workspace.store.open(result.proposal.artifact)
+        for artifact in result.proposal.artifacts:
+            workspace.store.open(artifact)
     except (DamagedArtifact, MissingArtifact) as error:
         logger.warning("stage %s is computed again: %s", result.stage, error)
         return False

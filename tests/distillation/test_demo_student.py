@@ -10,9 +10,10 @@ from configs.quality import TextSettings
 from configs.schema import DistillSettings, TrainingSettings
 from tasks.data.text import split_text
 from tasks.distillation.distill import distill
-from tasks.distillation.student import choose_layers, prune_layers
+from tasks.distillation.student import choose_layers
 from tasks.store.artifact import Artifact
 from tasks.training.checkpoint import load_model, load_tokenizer
+from tasks.training.layers import prune_layers
 
 pytestmark = pytest.mark.model
 

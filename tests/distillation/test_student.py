@@ -6,10 +6,11 @@ from tiny_llama import TEXTS, as_artifact, tiny_llama
 
 from configs.schema import DistillSettings, TrainingSettings
 from tasks.distillation.distill import distill
-from tasks.distillation.student import block_influence, choose_layers, prune_layers
+from tasks.distillation.student import block_influence, choose_layers
 from tasks.store.artifact import Artifact
 from tasks.training.checkpoint import load_model, load_tokenizer, save_checkpoint
 from tasks.training.error import TrainingError
+from tasks.training.layers import prune_layers
 from tasks.training.losses import divergence
 
 

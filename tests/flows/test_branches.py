@@ -188,6 +188,22 @@ def test_one_changed_option_recomputes_only_what_is_downstream(world):
     assert [stage.stage for stage in other.stages if stage.cached] == ["profile", "batching"]
 
 
+def test_speculation_that_accepts_nothing_is_off_and_its_figures_stay(world, monkeypatch):
+    """The fake engine makes one token a step whatever is asked of it: nothing is gained, nothing is surely faster."""
+    speculating = CONFIG.replace("batching: {{", "batching: {{speculation: {{draft: null}}, ")
+    monkeypatch.setitem(globals(), "CONFIG", speculating)
+    summary = world.run(candidates=INT8)
+    assert summary.verdict == "PASS"
+    (batching,) = [stage for stage in summary.stages if stage.stage == "batching"]
+    assert batching.kept  # for its scheduler
+    assert batching.metrics["perf/speculation_on"] == 0
+    assert batching.metrics["perf/speculation_prompt_lookup/acceptance"] == 0
+    assert batching.metrics["perf/speculation_prompt_lookup/speedup"] == pytest.approx(1)
+    assert batching.metrics["perf/speculation_prompt_lookup/requests_different"] == 0
+    assert "speculation off" in batching.reason
+    assert all(stage.cached for stage in world.run(candidates=INT8).stages if stage.verdict != "SKIPPED")
+
+
 def test_a_bad_candidate_is_rolled_back(world):
     summary = world.run(candidates=INT4, goals="{max_weights_mib: 2}")
     assert (summary.verdict, summary.exit_code) == ("FAIL", 3)
