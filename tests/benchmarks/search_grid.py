@@ -121,8 +121,11 @@ def measure_grid(workspace: Workspace, minutes: float) -> bool:
     began_s = time.monotonic()
     with CandidateScores(workspace, None, "search") as source:
         source.text()
-    # Options of one build after another, so that the second and later ones find the artifact.
-    options = sorted(space_options(workspace), key=lambda each: (str(each.build), each.name))
+    # The quick ones first, and those of one build after another, so that the second and later ones find the artifact.
+    options = sorted(
+        space_options(workspace),
+        key=lambda each: (ROW_SECONDS[each.weights.calibration], str(each.build), each.name),
+    )
     done = {row.name: row for row in read_rows(workspace)}
     for option in options:
         left_s = 60 * minutes - (time.monotonic() - began_s)
