@@ -230,7 +230,8 @@ def _ratios(runs: Mapping[str, Mapping[float, Sequence[LoadRun]]]) -> dict[str, 
         for scale in SCALES:
             pairs = list(zip(runs[RELEASE][scale], runs[peer][scale], strict=False))
             if pairs:
-                ratios[f"ours_over_{peer}_load {scale:.0%}"] = _interval(
+                name = f"ours_over_{peer}_load {scale:.0%}{', one pair' if len(pairs) == 1 else ''}"
+                ratios[name] = _interval(
                     [math.log(goodput(ours) / goodput(theirs)) for ours, theirs in pairs]
                 )
     best = [
