@@ -75,7 +75,10 @@ def test_a_draft_is_exported_for_the_engine_and_knows_its_line(store: Store) -> 
     assert checkpoint_of(store, draft) == copy
     assert checkpoint_of(store, exported) == target
     assert draft_artifact(store, draft, exported, search) == draft
-    assert _budgets(store, target, exported, draft) == (1 / 3, 0)  # one layer of three; the engine itself is there once
+    assert _budgets(store, target, exported, draft) == (
+        1 / 3,
+        0,
+    )  # one layer of three; the engine itself is there once
 
 
 def _budgets(store: Store, target: Artifact, exported: Artifact, draft: Artifact) -> tuple[float, int]:

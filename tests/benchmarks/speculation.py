@@ -40,7 +40,9 @@ from tests.conftest import DEMO_MODEL
 
 PER_TASK = int(os.environ.get("PER_TASK", "2"))
 NEW_TOKENS = int(os.environ.get("NEW_TOKENS", "32"))
-REPEATS = int(os.environ.get("REPEATS", "4"))  # of a group of several; a request alone is one of many and served once
+REPEATS = int(
+    os.environ.get("REPEATS", "4")
+)  # of a group of several; a request alone is one of many and served once
 PROBE_BLOCK = 4
 MAX_TIE_NATS = 0.25
 LAYERS_FRACTION = DraftSearch().layers_fraction
