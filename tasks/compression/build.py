@@ -12,7 +12,8 @@ from tasks.compression.mixed_precision import layer_errors, layers_within_bytes,
 from tasks.models.checkpoint import read_architecture
 from tasks.store.artifact import Artifact, ArtifactKind
 from tasks.store.digest import code_digest, digest_of, library_versions
-from tasks.store.store import Store
+from tasks.store.errors import DamagedArtifact, MissingArtifact
+from tasks.store.store import ArtifactRef, Store
 
 LIBRARIES = {
     "openvino": ("openvino", "openvino-tokenizers", "optimum-intel", "nncf", "torch", "transformers"),
@@ -51,9 +52,7 @@ def build_artifact(
             build = _vllm(checkpoint, weights, grids)
             return _once(store, checkpoint, "vllm", weights, calibration, build, grids)
         case "openvino":
-            exported = _once(
-                store, checkpoint, "openvino", WeightSettings(), (), _export_openvino(checkpoint)
-            )
+            exported = _exported(store, checkpoint)
             if weights.bits == 32:
                 return exported
             grids = _grids(store, checkpoint, engine, weights, calibration)
@@ -204,13 +203,42 @@ def _round(
     return build
 
 
-def _export_openvino(checkpoint: Artifact) -> Callable[[Path], None]:
+def _exported(store: Store, checkpoint: Artifact) -> Artifact:
+    """The f32 graph of a checkpoint; the first of its shape is what later ones of that shape are made from."""
+    from tasks.compression.openvino_exchange import shape_digest
+
+    shape = shape_digest(checkpoint)
+    code = code_digest("tasks/compression")
+    key = f"graph-{digest_of([shape, library_versions(*LIBRARIES['openvino']), code])}"
+    known = store.recall(key, ArtifactRef) if shape is not None else None
+    build = _export_openvino(store, checkpoint, known)
+    exported = _once(store, checkpoint, "openvino", WeightSettings(), (), build)
+    if shape is not None and known is None:
+        store.remember(key, ArtifactRef(artifact=exported.digest))
+    return exported
+
+
+def _export_openvino(
+    store: Store, checkpoint: Artifact, same_shape: ArtifactRef | None
+) -> Callable[[Path], None]:
     def build(out: Path) -> None:
         from tasks.compression.openvino import export_openvino
+        from tasks.compression.openvino_exchange import exchange_weights
 
-        export_openvino(checkpoint, out)
+        earlier = _with_parent(store, same_shape) if same_shape is not None else None
+        if earlier is None or not exchange_weights(*earlier, checkpoint, out):
+            export_openvino(checkpoint, out)
 
     return build
+
+
+def _with_parent(store: Store, known: ArtifactRef) -> tuple[Artifact, Artifact] | None:
+    """A remembered artifact and the one it was made from; None where either is gone or damaged: it is built without them."""
+    try:
+        artifact = store.open(known.artifact)
+        return artifact, store.open(artifact.manifest.parent or "")
+    except (DamagedArtifact, MissingArtifact):
+        return None
 
 
 def _compress(

@@ -45,6 +45,9 @@ def config_dtype(folder: Path) -> torch.dtype:
 
 def save_checkpoint(model: Any, source: Path, out: Path) -> None:
     """Write the model's weights and config, and copy the source's tokenizer and generation config."""
+    model.config.use_cache = (
+        True  # the trainer turned it off, and whoever loads the checkpoint would decode without one
+    )
     model.save_pretrained(out)
     for name in SIDE_FILES:
         if (source / name).is_file():
