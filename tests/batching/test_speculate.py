@@ -1,5 +1,6 @@
 """Speculation tried and chosen: on an engine whose acceptance and costs are known, and at the end of the stage."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,7 +29,7 @@ TUNED = StageResult(stage="batching", verdict="FAIL", kept=False, reason="the qu
 
 def workspace() -> Any:
     config = SimpleNamespace(requests=REQUESTS, ledger=SimpleNamespace(confidence=0.95))
-    return SimpleNamespace(config=config)
+    return SimpleNamespace(config=config, store=None)
 
 
 @pytest.fixture
@@ -43,6 +44,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Any:
             candidate.engine, acceptance=known.acceptance, drafted_cost=known.cost, step_s=step_s
         )
 
+    monkeypatch.setattr(speculate, "quiet", lambda store: nullcontext())
     monkeypatch.setattr(speculate, "open_candidate", opened)
     monkeypatch.setattr(speculate, "prompt_tokens", lambda _: list(range(60)))
     return known
