@@ -152,9 +152,11 @@ def _held_out(trainer: _LossTrainer, model: nn.Module, text: PackedText, scratch
     batches = [
         (tokens.to(trainer.args.device), positions.to(trainer.args.device))
         for tokens, positions in zip(
-            torch.split(text.tokens, settings.batch_sequences), torch.split(text.positions, settings.batch_sequences), strict=True
+            torch.split(text.tokens, settings.batch_sequences),
+            torch.split(text.positions, settings.batch_sequences),
+            strict=True,
         )
-    ]  # fmt: skip
+    ]
 
     @torch.no_grad()
     def loss() -> float:
