@@ -1,6 +1,7 @@
 """The whole configuration of a rollout."""
 
 import copy
+import re
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -195,7 +196,12 @@ class TrainingSettings(Section):
     learning_rate: float = Field(5e-4, gt=0, description="peak; linear warm-up, then cosine to zero")
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
     autocast: Literal["none", "bf16"] = Field("bf16", description="mixed precision")
-    checkpoint_steps: int = Field(5, ge=1, description="a kill loses at most this many steps")
+    checkpoint_steps: int = Field(
+        5, ge=1, description="a kill loses at most this many steps; the held-out loss is looked at as often"
+    )
+    patience: int | None = Field(
+        3, ge=1, description="training ends after so many looks without a lower held-out loss; null: never"
+    )
     seed: int = Field(0, ge=0)
 
 
@@ -207,9 +213,50 @@ class LoraSettings(Section):
     )
     rank: int = Field(16, ge=1)
     alpha: float = Field(32, gt=0, description="scale is alpha / rank")
-    target_modules: tuple[str, ...] = Field(
-        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
+    rank_stabilized: bool = Field(False, description="scale is alpha / sqrt(rank) instead")
+    init: Literal["zero", "loftq"] = Field(
+        "zero",
+        description="zero: the adapter starts without effect; loftq: at the best low-rank repair of what NF4 lost (qlora)",
     )
+    target_modules: tuple[str, ...] | str = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        min_length=1,
+        description="names of linear layers, or a regular expression for whole names: '.*layers.[0-9].mlp.*'",
+    )
+    kernels: Literal["none", "compile", "liger", "unsloth"] = Field(
+        "none",
+        description="compile: decoder layers through torch.compile; liger, unsloth: their kernels (CUDA, packages of their own)",
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> "LoraSettings":
+        if self.init == "loftq" and self.method != "qlora":
+            raise ValueError("init: loftq repairs what NF4 lost; it goes with method: qlora")
+        if isinstance(self.target_modules, str):
+            try:
+                re.compile(self.target_modules)
+            except re.error as error:
+                raise ValueError(
+                    f"target_modules {self.target_modules!r} is no regular expression ({error}); give one, or a list of names"
+                ) from error
+        return self
+
+    @property
+    def scale(self) -> float:
+        """What the product of the two matrices is multiplied with."""
+        return self.alpha / (self.rank**0.5 if self.rank_stabilized else self.rank)
+
+    @property
+    def label(self) -> str:
+        """Readable and short: "lora", "qlora-loftq-rs"."""
+        parts = [self.method, "loftq" if self.init == "loftq" else "", "rs" if self.rank_stabilized else ""]
+        return "-".join(filter(None, parts))
+
+    def adapts(self, layer: str) -> bool:
+        """Whether a linear layer gets an adapter, by its whole name: "model.layers.0.mlp.up_proj"."""
+        if isinstance(self.target_modules, str):
+            return re.fullmatch(self.target_modules, layer) is not None
+        return layer.rsplit(".", 1)[-1] in self.target_modules
 
 
 class AdaptSettings(Section):
@@ -218,6 +265,9 @@ class AdaptSettings(Section):
     data: str | None = Field(
         None,
         description="'text' (the train part of quality.text) or a JSONL file ('text' or chat 'messages'); null: none",
+    )
+    allow_leakage: bool = Field(
+        False, description="train even on rows that repeat items of the gate; refused otherwise"
     )
     methods: tuple[LoraSettings, ...] = Field((LoraSettings(method="lora"),), min_length=1)
     training: TrainingSettings = TrainingSettings()

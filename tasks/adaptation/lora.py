@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.schema import LoraSettings, TrainingSettings
+from tasks.adaptation.loftq import start_at_repair, take_out_repair
 from tasks.serving.memory_peak import MemoryPeak
 from tasks.store.artifact import Artifact
 from tasks.training.checkpoint import (
@@ -25,10 +26,11 @@ from tasks.training.checkpoint import (
     save_checkpoint,
 )
 from tasks.training.error import TrainingError
+from tasks.training.kernels import apply_kernels, check_kernels
 from tasks.training.log import TrainingLog
 from tasks.training.loop import train
 from tasks.training.losses import cross_entropy, mean_loss
-from tasks.training.packing import pack
+from tasks.training.packing import pack, pack_held_out
 
 
 def train_adapter(
@@ -38,6 +40,7 @@ def train_adapter(
     training: TrainingSettings,
     out: Path,
     scratch: Path,
+    held_out: Sequence[str] = (),
 ) -> TrainingLog:
     """Train an adapter on texts and write it (safetensors and `adapter_config.json`).
 
@@ -48,27 +51,31 @@ def train_adapter(
         training: steps, batch, learning rate.
         out: existing empty folder for the adapter.
         scratch: see `tasks.training.loop.train`.
+        held_out: documents that are not trained on; the state with the least loss on them is kept.
 
     Raises:
-        TrainingError: too little text, a target that the model lacks, or training diverged.
+        TrainingError: too little text, a target that the model lacks, kernels that this machine lacks, or training diverged.
     """
     import peft
 
-    if "lm_head" in lora.target_modules:
-        raise TrainingError(
-            "target_modules names lm_head: its loss is computed in chunks, without an adapter; leave it out"
-        )
+    check_kernels(lora.kernels)
     torch.manual_seed(training.seed)  # the adapter's random half
+    tokenizer = load_tokenizer(checkpoint.folder)
     text = pack(
         texts,
-        load_tokenizer(checkpoint.folder),
+        tokenizer,
         training.sequence_tokens,
         training.steps * training.batch_sequences,
         training.seed,
     )
     with MemoryPeak() as memory:
-        model = _with_adapter(checkpoint.folder, lora, training)
-        log = train(model, text, training, _next_token_loss, scratch, memory)
+        model = with_adapter(checkpoint.folder, lora, training)
+        repair = start_at_repair(model, checkpoint.folder) if lora.init == "loftq" else {}
+        model = apply_kernels(model, lora.kernels)
+        watched = pack_held_out(held_out, tokenizer, training.sequence_tokens)
+        log = train(model, text, training, _next_token_loss, scratch, memory, watched)
+    if repair:
+        take_out_repair(model, repair)
     adapter = model.peft_config["default"]
     adapter.base_model_name_or_path = checkpoint.digest  # not the path of this machine
     model.save_pretrained(out, save_embedding_layers=False)  # "auto" would look for the base on the hub
@@ -97,7 +104,12 @@ def merge_adapter(checkpoint: Artifact, adapter: Path, out: Path) -> None:
     save_checkpoint(model.merge_and_unload().to(own_dtype), checkpoint.folder, out)
 
 
-def _with_adapter(folder: Path, lora: LoraSettings, training: TrainingSettings) -> Any:
+def with_adapter(folder: Path, lora: LoraSettings, training: TrainingSettings) -> Any:
+    """A checkpoint with an untrained adapter: the model of peft that `train_adapter` trains.
+
+    Raises:
+        TrainingError: a target that the model lacks.
+    """
     import peft
 
     dtype = torch.bfloat16 if training.autocast == "bf16" else torch.float32
@@ -107,18 +119,32 @@ def _with_adapter(folder: Path, lora: LoraSettings, training: TrainingSettings) 
     settings = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
-        target_modules=list(lora.target_modules),
+        use_rslora=lora.rank_stabilized,
+        target_modules=_targets(model, lora),
         use_dora=lora.method == "dora",
         task_type=peft.TaskType.CAUSAL_LM,
     )
-    present = {
-        name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)
-    }
-    if missing := sorted(set(lora.target_modules) - present):
-        raise TrainingError(
-            f"target_modules names {missing}; the linear layers of this model are {sorted(present)}"
-        )
     return peft.get_peft_model(model, settings)
+
+
+def _targets(model: Any, lora: LoraSettings) -> list[str]:
+    """Whole names of the linear layers that get an adapter."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    kinds = sorted({name.rsplit(".", 1)[-1] for name in linear})
+    wanted = [name for name in linear if lora.adapts(name)]
+    if isinstance(lora.target_modules, str):
+        if not wanted:
+            raise TrainingError(
+                f"target_modules {lora.target_modules!r} matches no linear layer; whole names are like {linear[0]!r}, the kinds "
+                f"{kinds}"
+            )
+    elif missing := sorted(set(lora.target_modules) - set(kinds)):
+        raise TrainingError(f"target_modules names {missing}; the linear layers of this model are {kinds}")
+    if any(model.get_submodule(name) is model.get_output_embeddings() for name in wanted):
+        raise TrainingError(
+            "target_modules names lm_head: its loss is computed in chunks, without an adapter; leave it out"
+        )
+    return wanted
 
 
 def _nf4(compute: torch.dtype) -> Any:

@@ -41,6 +41,13 @@ def linear_matrices(architecture: Architecture) -> tuple[Matrix, ...]:
     )
 
 
+def layer_names(architecture: Architecture) -> tuple[str, ...]:
+    """Whole names of the linear layers as Llama and kin have them: "model.layers.0.mlp.up_proj"."""
+    parts = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+             "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
+    return tuple(f"model.layers.{layer}.{part}" for layer in range(architecture.layers) for part in parts)
+
+
 def embedding_matrices(architecture: Architecture) -> tuple[Matrix, ...]:
     """The token embedding and, where it is not the same matrix, the output head."""
     embedding = Matrix("embed_tokens", architecture.vocabulary, architecture.hidden, 1)

@@ -2,7 +2,7 @@
 
 from configs.schema import LoraSettings, TrainingSettings
 from tasks.models.checkpoint import Architecture
-from tasks.profiling.matrices import linear_matrices
+from tasks.profiling.matrices import layer_names, linear_matrices
 from tasks.profiling.weight_memory import plain_bytes
 from tasks.store.record import Record
 
@@ -33,20 +33,20 @@ class TrainingBudget(Record):
 def lora_parameters(architecture: Architecture, lora: LoraSettings) -> int:
     """Trained values of an adapter: rank * (inputs + outputs) a target; DoRA adds one for each output.
 
-    The rule of thumb 2 * hidden * rank a projection holds for square ones only: with grouped keys and values,
-    and in the MLP, it is wrong by the ratio of the two sides.
+    LoRA: Hu et al. 2021, arXiv:2106.09685. DoRA: Liu et al. 2024, arXiv:2402.09353. The rule of thumb 2 * hidden * rank a
+    projection holds for square ones only: with grouped keys and values, and in the MLP, it is wrong by the ratio of the two sides.
 
     Raises:
         ValueError: a target that this decoder does not have.
     """
     matrices = {matrix.name: matrix for matrix in linear_matrices(architecture)}
-    unknown = sorted(set(lora.target_modules) - matrices.keys())
-    if unknown:
+    if not isinstance(lora.target_modules, str) and (
+        unknown := sorted(set(lora.target_modules) - matrices.keys())
+    ):
         raise ValueError(f"target_modules names {', '.join(unknown)}; this decoder has {', '.join(matrices)}")
-    targets = [matrices[name] for name in dict.fromkeys(lora.target_modules)]
-    magnitudes = sum(matrix.rows for matrix in targets) if lora.method == "dora" else 0
-    low_rank = sum(lora.rank * (matrix.inputs + matrix.outputs) * matrix.count for matrix in targets)
-    return low_rank + magnitudes
+    adapted = [matrices[name.rsplit(".", 1)[-1]] for name in layer_names(architecture) if lora.adapts(name)]
+    magnitudes = sum(matrix.outputs for matrix in adapted) if lora.method == "dora" else 0
+    return sum(lora.rank * (matrix.inputs + matrix.outputs) for matrix in adapted) + magnitudes
 
 
 def training_budget(

@@ -1,5 +1,7 @@
 """What a training run says of itself."""
 
+from pydantic import Field
+
 from tasks.store.record import Record
 
 
@@ -7,7 +9,7 @@ class TrainingLog(Record):
     """One finished training run.
 
     Attributes:
-        steps: optimizer steps, those before a kill included.
+        steps: optimizer steps that were taken, those before a kill included.
         tokens: tokens trained on in all steps.
         seconds: wall time of the steps in this process; after a kill, of the steps that were left.
         tokens_per_s: tokens of those steps over `seconds`.
@@ -16,6 +18,9 @@ class TrainingLog(Record):
         peak_mib: largest growth of resident memory, from before the model was loaded to the end of the last
             step.
         trainable_parameters: parameters that the optimizer moved.
+        held_out_losses: loss on held-out text by the steps done before, nats; empty where there was none.
+        kept_step: steps done at the state that was kept.
+        stopped: why training ended before its last step; "" where it did not.
     """
 
     steps: int
@@ -26,3 +31,6 @@ class TrainingLog(Record):
     learning_rates: tuple[float, ...]
     peak_mib: float
     trainable_parameters: int
+    held_out_losses: dict[int, float] = Field(default_factory=dict)
+    kept_step: int | None = None
+    stopped: str = ""

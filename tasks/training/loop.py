@@ -24,6 +24,7 @@ from transformers.trainer_callback import PrinterCallback
 from configs.schema import TrainingSettings
 from tasks.serving.memory_peak import MemoryPeak
 from tasks.training.error import TrainingError
+from tasks.training.held_out import HeldOut
 from tasks.training.log import TrainingLog
 from tasks.training.packing import PackedText
 
@@ -38,8 +39,12 @@ def train(
     loss: BatchLoss,
     scratch: Path,
     memory: MemoryPeak,
+    held_out: PackedText | None = None,
 ) -> TrainingLog:
     """Train the parameters of `model` that require a gradient; the model holds the result.
+
+    With held-out text the result is the state with the least loss on it: training ends early where that no longer falls, and where a
+    loss or gradient is not finite the last good state stands. Without, the last step counts, and such a number is an error.
 
     Args:
         model: a transformers or peft model.
@@ -49,28 +54,46 @@ def train(
         scratch: resumed from if an earlier call with the same model, text and settings was killed. The
             caller names it after those inputs, and deletes it once the result is written.
         memory: running since before the model was loaded.
+        held_out: sequences that are not trained on; None: nothing is looked at.
 
     Raises:
-        TrainingError: a loss or gradient was not finite, or nothing is trainable.
+        TrainingError: a loss or gradient was not finite and there is no good state, or nothing is trainable.
     """
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if trainable == 0:
         raise TrainingError("no parameter is trainable; name linear layers of this model in target_modules")
     rows = [{"tokens": t, "positions": p} for t, p in zip(text.tokens, text.positions, strict=True)]
     watch = _Watch()
-    trainer = _LossTrainer(loss, settings, model, scratch, rows, watch)
-    trainer.train(resume_from_checkpoint=_last_complete(scratch))
+    trainer = _LossTrainer(loss, settings, model, scratch, rows)
+    looks = None if held_out is None else _held_out(trainer, model, held_out, scratch)
+    trainer.add_callback(watch)  # after the looks, whose time is not that of the steps
+    stopped = ""
+    try:
+        trainer.train(resume_from_checkpoint=_last_complete(scratch))
+    except _Diverged as error:
+        if looks is None or looks.best == 0:
+            raise
+        stopped = str(error)
+    if looks is not None:
+        looks.restore()
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
     step_tokens = settings.batch_sequences * settings.sequence_tokens
+    done = trainer.state.global_step
+    if not stopped and done < settings.steps:
+        stopped = f"the held-out loss has not fallen for {settings.patience} looks"
+    seconds = watch.seconds - (looks.seconds if looks else 0.0)
     return TrainingLog(
-        steps=settings.steps,
-        tokens=settings.steps * step_tokens,
-        seconds=watch.seconds,
-        tokens_per_s=watch.steps * step_tokens / watch.seconds if watch.steps else 0.0,
+        steps=done,
+        tokens=done * step_tokens,
+        seconds=seconds,
+        tokens_per_s=watch.steps * step_tokens / seconds if watch.steps else 0.0,
         losses=tuple(float(entry["loss"]) for entry in steps),
         learning_rates=tuple(float(entry["learning_rate"]) for entry in steps),
         peak_mib=memory.growth_bytes / 2**20,
         trainable_parameters=trainable,
+        held_out_losses={} if looks is None else {k: v for k, v in looks.looks.items() if math.isfinite(v)},
+        kept_step=done if looks is None else looks.best,
+        stopped=stopped,
     )
 
 
@@ -84,6 +107,10 @@ def rate_fraction(step: int, steps: int, warmup_steps: int) -> float:
     return (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps))) / 2
 
 
+class _Diverged(TrainingError):
+    """A loss or gradient was not finite."""
+
+
 class _LossTrainer(Trainer):  # type: ignore[misc]
     """`Trainer` with our loss and learning rates; autocast covers all that the loss computes."""
 
@@ -94,16 +121,13 @@ class _LossTrainer(Trainer):  # type: ignore[misc]
         model: Any,
         scratch: Path,
         rows: list[dict[str, Tensor]],
-        watch: "_Watch",
     ) -> None:
-        super().__init__(
-            model=model, args=_arguments(settings, scratch), train_dataset=rows, callbacks=[watch]
-        )
+        super().__init__(model=model, args=_arguments(settings, scratch), train_dataset=rows)
         self.remove_callback(PrinterCallback)  # it prints every step to stdout
-        self._loss, self._settings = loss, settings
+        self._loss, self.settings = loss, settings
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
-        warmup_steps = math.ceil(self._settings.warmup_fraction * num_training_steps)
+        warmup_steps = math.ceil(self.settings.warmup_fraction * num_training_steps)
         self.lr_scheduler = LambdaLR(
             optimizer or self.optimizer,
             partial(rate_fraction, steps=num_training_steps, warmup_steps=warmup_steps),
@@ -111,11 +135,41 @@ class _LossTrainer(Trainer):  # type: ignore[misc]
         return self.lr_scheduler
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
-        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self._settings.autocast == "bf16"):
-            loss = self._loss(model, inputs["tokens"], inputs["positions"])
+        loss = self.loss_of(model, inputs["tokens"], inputs["positions"])
         if not torch.isfinite(loss):
-            raise TrainingError(_diverged("loss", loss.item(), self.state.global_step))
+            raise _Diverged(_diverged("loss", loss.item(), self.state.global_step))
         return loss
+
+    def loss_of(self, model: nn.Module, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        """The loss of a batch in the precision that is trained in."""
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.settings.autocast == "bf16"):
+            return self._loss(model, tokens_BT, positions_BT)
+
+
+def _held_out(trainer: _LossTrainer, model: nn.Module, text: PackedText, scratch: Path) -> HeldOut:
+    """Looks at the loss on held-out text, added to the trainer."""
+    settings = trainer.settings
+    batches = [
+        (tokens.to(trainer.args.device), positions.to(trainer.args.device))
+        for tokens, positions in zip(
+            torch.split(text.tokens, settings.batch_sequences),
+            torch.split(text.positions, settings.batch_sequences),
+            strict=True,
+        )
+    ]
+
+    @torch.no_grad()
+    def loss() -> float:
+        # In evaluation mode bitsandbytes (0.50) packs NF4 weights for inference on the CPU, which no training step can use.
+        model.train()
+        total = sum(
+            trainer.loss_of(model, tokens, positions).item() * len(tokens) for tokens, positions in batches
+        )
+        return total / len(text.tokens)
+
+    looks = HeldOut(model, loss, settings, scratch)
+    trainer.add_callback(looks)
+    return looks
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
@@ -135,7 +189,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
     def on_log(self, _: Any, state: Any, __: Any, logs: dict[str, float] | None = None, **___: Any) -> None:
         norm = (logs or {}).get("grad_norm")
         if norm is not None and not math.isfinite(norm):
-            raise TrainingError(_diverged("gradient norm", norm, state.global_step))
+            raise _Diverged(_diverged("gradient norm", norm, state.global_step))
 
 
 def _diverged(what: str, value: float, step: int) -> str:

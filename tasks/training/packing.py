@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+MOST_HELD_OUT = 16
+
+
 @dataclass(frozen=True)
 class PackedText:
     """Sequences in the order in which they are trained on.
@@ -61,6 +64,23 @@ def pack(texts: Sequence[str], tokenizer: Any, sequence_tokens: int, count: int,
     index_T = torch.arange(sequence_tokens)
     starts_NT = torch.where(inputs_NT == tokenizer.eos_token_id, index_T, 0).cummax(dim=1).values
     return PackedText(tokens_NT, index_T - starts_NT)
+
+
+def pack_held_out(texts: Sequence[str], tokenizer: Any, sequence_tokens: int) -> PackedText | None:
+    """Each token of held-out texts once, in at most MOST_HELD_OUT sequences; None where they do not fill one.
+
+    Args:
+        texts: documents.
+        tokenizer: see `pack`.
+        sequence_tokens: T, targets of a sequence.
+    """
+    available = (
+        sum(len(ids) + 1 for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"])
+        if texts
+        else 0
+    )
+    count = min(MOST_HELD_OUT, (available - 1) // sequence_tokens)
+    return pack(texts, tokenizer, sequence_tokens, count, seed=0) if count > 0 else None
 
 
 def _stream(documents: list[list[int]], eos: int, rng: random.Random) -> Iterator[int]:

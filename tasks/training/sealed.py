@@ -72,6 +72,7 @@ def training_metrics(prefix: str, log: TrainingLog) -> dict[str, float]:
         f"{prefix}/tokens": float(log.tokens),
         f"{prefix}/peak_mib": log.peak_mib,
         f"{prefix}/trainable_parameters": float(log.trainable_parameters),
+        **({} if log.kept_step is None else {f"{prefix}/kept_step": float(log.kept_step)}),
     }
 
 

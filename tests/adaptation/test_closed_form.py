@@ -1,51 +1,69 @@
-import json
+"""The closed form of an adapter's size against the adapters that peft makes."""
+
 from pathlib import Path
 
-import peft
 import pytest
-import torch
+from peft.tuners.lora import LoraLayer
 from tiny_llama import tiny_llama
 
-from configs.schema import LoraSettings
-from tasks.adaptation.closed_form import adapter_parameters
-from tasks.training.checkpoint import load_model
+from configs.schema import LoraSettings, TrainingSettings
+from tasks.adaptation.lora import with_adapter
+from tasks.models.checkpoint import Architecture, read_architecture
+from tasks.profiling.training_memory import lora_parameters
+from tasks.training.error import TrainingError
 
-# SmolLM2-135M: 30 layers of 576 wide, 9 heads and 3 KV heads of 64, MLP 1536.
-SMOLLM2 = {
-    "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64,
-    "intermediate_size": 1536, "num_hidden_layers": 30,
-}  # fmt: skip
+SMOLLM2 = Architecture(
+    model_type="llama", layers=30, hidden=576, intermediate=1536, heads=9, kv_heads=3, head_dim=64, vocabulary=49_152,
+    tied_embeddings=True, parameters=134_515_008, context_tokens=8192, dtype="F32",
+)  # fmt: skip
+TRAINING = TrainingSettings(autocast="none")
 
 
 def test_rank_16_on_all_layers_of_the_demo_model() -> None:
     # a layer: q, o 2 * 16 * (576 + 576), k, v 2 * 16 * (576 + 192), MLP 3 * 16 * (576 + 1536)
     by_hand = 30 * (2 * 16 * 1152 + 2 * 16 * 768 + 3 * 16 * 2112)
-    assert adapter_parameters(SMOLLM2, LoraSettings(method="lora")) == by_hand == 4_884_480
-    assert adapter_parameters(SMOLLM2, LoraSettings(method="qlora")) == by_hand
+    assert lora_parameters(SMOLLM2, LoraSettings(method="lora")) == by_hand == 4_884_480
+    assert lora_parameters(SMOLLM2, LoraSettings(method="qlora")) == by_hand
     magnitudes = 30 * (576 + 192 + 192 + 576 + 1536 + 1536 + 576)
-    assert adapter_parameters(SMOLLM2, LoraSettings(method="dora")) == by_hand + magnitudes
+    assert lora_parameters(SMOLLM2, LoraSettings(method="dora")) == by_hand + magnitudes
 
 
-def test_the_attention_only_estimate_of_the_notes() -> None:
-    # 4096 wide, 32 layers, rank 16, four square projections: 2 * 4096 * 16 each
-    square = {
-        "hidden_size": 4096,
-        "num_attention_heads": 32,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-    }
-    targets = ("q_proj", "k_proj", "v_proj", "o_proj")
-    lora = LoraSettings(method="lora", rank=16, target_modules=targets)
-    assert adapter_parameters(square, lora) == 2 * 4096 * 16 * 4 * 32 == 16_777_216
+def test_a_pattern_counts_what_it_matches() -> None:
+    first_three = LoraSettings(method="lora", target_modules=r"model\.layers\.[0-2]\.mlp\..*_proj")
+    assert lora_parameters(SMOLLM2, first_three) == 3 * 3 * 16 * (576 + 1536)
 
 
-@pytest.mark.parametrize("method", ["lora", "dora"])
-@pytest.mark.parametrize("targets", [("q_proj", "down_proj"), LoraSettings(method="lora").target_modules])
-def test_the_closed_form_is_the_real_count(method: str, targets: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["lora", "dora", "qlora"])
+@pytest.mark.parametrize(
+    "targets",
+    [("q_proj", "down_proj"), LoraSettings(method="lora").target_modules, r".*layers\.[02]\.(mlp|self_attn)\.[ud].*"],
+)  # fmt: skip
+def test_the_closed_form_is_the_real_count(method: str, targets: object, tmp_path: Path) -> None:
     lora = LoraSettings.model_validate({"method": method, "rank": 3, "target_modules": targets})
-    folder = tiny_llama(tmp_path).folder
-    config = peft.LoraConfig(r=3, target_modules=list(targets), use_dora=method == "dora")
-    model = peft.get_peft_model(load_model(folder, torch.float32), config)
+    checkpoint = tiny_llama(tmp_path)
+    model = with_adapter(checkpoint.folder, lora, TRAINING)
 
     real = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert adapter_parameters(json.loads((folder / "config.json").read_text()), lora) == real
+    assert lora_parameters(read_architecture(checkpoint), lora) == real > 0
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (("c_attn",), r"target_modules names \['c_attn'\]; the linear layers of this model are \["),
+        ("c_attn", "matches no linear layer; whole names are like 'model.layers.0.self_attn.q_proj'"),
+        ("lm_head", "target_modules names lm_head"),
+        (("q_proj", "lm_head"), "target_modules names lm_head"),
+    ],
+)
+def test_targets_that_cannot_be_adapted(targets: object, message: str, tmp_path: Path) -> None:
+    lora = LoraSettings.model_validate({"method": "lora", "target_modules": targets})
+    with pytest.raises(TrainingError, match=message):
+        with_adapter(tiny_llama(tmp_path, tied=False).folder, lora, TRAINING)
+
+
+def test_a_rank_stabilized_adapter_is_scaled_by_the_root_of_its_rank(tmp_path: Path) -> None:
+    lora = LoraSettings(method="lora", rank=16, alpha=32, rank_stabilized=True)
+    model = with_adapter(tiny_llama(tmp_path).folder, lora, TRAINING)
+    scales = {module.scaling["default"] for module in model.modules() if isinstance(module, LoraLayer)}
+    assert scales == {lora.scale} == {8.0}

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import peft
@@ -7,8 +6,9 @@ import torch
 from tiny_llama import TEXTS, as_artifact, tiny_llama
 
 from configs.schema import LoraSettings, TrainingSettings
-from tasks.adaptation.closed_form import adapter_parameters
 from tasks.adaptation.lora import merge_adapter, train_adapter
+from tasks.models.checkpoint import read_architecture
+from tasks.profiling.training_memory import lora_parameters
 from tasks.store.artifact import Artifact
 from tasks.training.checkpoint import load_model, load_tokenizer
 from tasks.training.error import TrainingError
@@ -43,9 +43,7 @@ def test_trained_merged_and_loaded_again_it_says_what_base_and_adapter_say(
 
     assert not (tmp_path / "scratch").exists()
     assert log.losses[-1] < log.losses[0]
-    assert log.trainable_parameters == adapter_parameters(
-        json.loads((tiny.folder / "config.json").read_text()), lora
-    )
+    assert log.trainable_parameters == lora_parameters(read_architecture(tiny), lora)
     assert {file.name for file in adapter.iterdir()} == {"adapter_model.safetensors", "adapter_config.json"}
     assert str(tiny.folder) not in (adapter / "adapter_config.json").read_text()
     assert {file.name for file in merged.iterdir()} == {file.name for file in tiny.folder.iterdir()} - {
