@@ -30,7 +30,8 @@ LEVELS = {4: 4.0, 8: 16.0}
 Larger steps undo what calibration found before they learn anything (docs/log.md).
 """
 _NEAREST = {4: 0.49, 8: 0.375}
-"""Of a level: the most of the rounding that is put back; what float16 can tell apart at these sizes, so that `start` rounds to the code."""
+"""Of a level: the most of the rounding that is put back; what float16 can tell apart at these sizes, so that `start`
+rounds to the code."""
 
 
 class GridLinear(nn.Module):
