@@ -51,7 +51,9 @@ class Option:
     @property
     def family(self) -> tuple[object, ...]:
         """What options have in common that differ in calibration, budget and serving only."""
-        return tuple(self.traits[name] for name in ("engine", "bits", "symmetric", "group_size", "embedding_bits"))
+        return tuple(
+            self.traits[name] for name in ("engine", "bits", "symmetric", "group_size", "embedding_bits")
+        )
 
     @property
     def traits(self) -> dict[str, Any]:
