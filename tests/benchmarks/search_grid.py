@@ -128,10 +128,11 @@ def measure_grid(workspace: Workspace, minutes: float) -> bool:
     )
     done = {row.name: row for row in read_rows(workspace)}
     for option in options:
-        left_s = 60 * minutes - (time.monotonic() - began_s)
-        if option.name in done or left_s < ROW_SECONDS[option.weights.calibration]:
+        left_s, built = 60 * minutes - (time.monotonic() - began_s), {each.build for each in done.values()}
+        kind = "none" if str(option.build) in built else option.weights.calibration
+        if option.name in done or left_s < ROW_SECONDS[kind]:
             continue
-        row = _measured(workspace, option, {each.build for each in done.values()})
+        row = _measured(workspace, option, built)
         done[row.name] = row
         with _rows_file(workspace).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row.model_dump()) + "\n")
