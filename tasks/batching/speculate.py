@@ -94,8 +94,7 @@ def try_speculation(
     """
     settings, tokens = workspace.config.requests, prompt_tokens(workspace)
     requests = request_list(settings, tokens)
-    probe_block = drafting.block_tokens or 0
-    if probe_block < 1:
+    if (probe_block := drafting.block_tokens) is None:
         raise ValueError("a probe needs block_tokens: without a block length the closed form says nothing")
     with quiet(workspace.store), open_candidate(workspace, base) as plain:
         expected = _settled(plain, requests, tokens)
@@ -115,9 +114,7 @@ def try_speculation(
                 for name, engine in ((PLAIN, plain), (candidate.name, fast))
             }
             speeds = interleave(search.blocks, runners).tokens_per_s
-    ratio = ratio_interval(
-        [math.log(b / a) for a, b in zip(speeds[PLAIN], speeds[candidate.name], strict=True)], confidence
-    )
+    speedup = _ratio(speeds[PLAIN], speeds[candidate.name], confidence)
     return SpeculationTrial(
         candidate=candidate,
         probe=probe,
@@ -125,9 +122,9 @@ def try_speculation(
         draft_step_cost=draft_step_cost,
         predicted=predicted,
         published=speculate(predicted.block, probe.acceptance, draft_step_cost),
-        speedup=math.exp(ratio.estimate),
-        ci_low=math.exp(ratio.low),
-        ci_high=math.exp(ratio.high),
+        speedup=speedup[0],
+        ci_low=speedup[1],
+        ci_high=speedup[2],
         lossless=check_lossless(
             requests, expected, made, lambda pieces: open_candidate(workspace, base, chunk_tokens=pieces),
             block=predicted.block, max_tie_nats=search.max_tie_nats,
@@ -151,6 +148,14 @@ def speculating(base: Candidate, drafting: PromptLookup | DraftModel) -> Candida
 def choose_block(acceptance: float, drafted_cost: float) -> Speculation:
     """The best block length; where none pays, 1, which then loses least (the speed-up has one peak, and is 1 at length 0)."""
     return best_block(acceptance, drafted_cost) or speculate(1, acceptance, drafted_cost)
+
+
+def _ratio(
+    plain: Sequence[float], fast: Sequence[float], confidence: float
+) -> tuple[float, float, float]:
+    """(mean, low, high) of the ratio over slots measured side by side."""
+    found = ratio_interval([math.log(b / a) for a, b in zip(plain, fast, strict=True)], confidence)
+    return math.exp(found.estimate), math.exp(found.low), math.exp(found.high)
 
 
 def _settled(

@@ -43,23 +43,8 @@ def with_speculation(
     base = tuned.proposal if tuned.kept and tuned.proposal is not None else release
     if (refused := WITHOUT_SPECULATION.get(base.engine.engine)) is not None:
         return _off(tuned, f"{base.engine.engine} does not speculate: {refused}")
-    trials: list[SpeculationTrial] = []
-    results: list[CandidateResult] = []
     needed = 1.0 if tuned.kept else settings.min_gain
-    ways = _ways(workspace, base, search)
-    # Each way is a try: the interval of the one that is taken shall hold over all of them.
-    confidence = 1 - (1 - workspace.config.ledger.confidence) / len(ways)
-    for name, drafting in ways.items():
-        try:
-            trial = try_speculation(workspace, base, drafting(), search, confidence)
-        except (CompressionError, EngineError, TrainingError, MemoryError) as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            results.append(
-                CandidateResult(name=f"{base.name}, {name}", candidate=None, measurement=None, error=reason)
-            )
-            continue
-        trials.append(trial)
-        results.append(_result(trial, needed))
+    trials, results = _try_all(workspace, base, search, needed)
     tuned = tuned.model_copy(
         update={
             "candidates": (*tuned.candidates, *results),
@@ -125,6 +110,29 @@ def trials_csv(trials: list[SpeculationTrial]) -> str:
         name = rows[0][0].rpartition("/")[2]
         lines.append(",".join([name, *(f"{value:.6g}" for _, value in rows)]))
     return "\n".join([*lines, ""])
+
+
+def _try_all(
+    workspace: Workspace, base: Candidate, search: SpeculationSearch, needed: float
+) -> tuple[list[SpeculationTrial], list[CandidateResult]]:
+    """What was measured, and what the stage says of every way; one that breaks does not end the others."""
+    trials: list[SpeculationTrial] = []
+    results: list[CandidateResult] = []
+    ways = _ways(workspace, base, search)
+    # Each way is a try: the interval of the one that is taken shall hold over all of them.
+    confidence = 1 - (1 - workspace.config.ledger.confidence) / len(ways)
+    for name, drafting in ways.items():
+        try:
+            trial = try_speculation(workspace, base, drafting(), search, confidence)
+        except (CompressionError, EngineError, TrainingError, MemoryError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            results.append(
+                CandidateResult(name=f"{base.name}, {name}", candidate=None, measurement=None, error=reason)
+            )
+            continue
+        trials.append(trial)
+        results.append(_result(trial, needed))
+    return trials, results
 
 
 def _ways(
