@@ -63,7 +63,13 @@ class World:
         self.engine_class = FakeEngine
 
     def run(
-        self, *, candidates: str, goals: str = "{}", more: str = "", tries: int = 1, overrides: tuple[str, ...] = ()
+        self,
+        *,
+        candidates: str,
+        goals: str = "{}",
+        more: str = "",
+        tries: int = 1,
+        overrides: tuple[str, ...] = (),
     ) -> RolloutSummary:
         recipe = self.root / "recipe.yaml"
         settings = {"candidates": f"[{candidates}]", "goals": goals, "more": more, "tries": tries}
