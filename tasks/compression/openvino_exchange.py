@@ -29,8 +29,8 @@ def shape_digest(checkpoint: Artifact) -> str | None:
     """Digest of all that a checkpoint's graph depends on, its numbers left out; None where they are not stored in float32."""
     tensors = {
         name: (info.dtype, info.shape)
-        for path in weight_files(checkpoint.folder)
-        for name, info in read_tensors(path).items()
+        for file in weight_files(checkpoint.folder)
+        for name, info in read_tensors(checkpoint.folder / file).items()
     }
     if any(dtype != "F32" for dtype, _ in tensors.values()):
         return None
@@ -104,12 +104,12 @@ def _replace(node: Any, values: NDArray[np.float32]) -> NDArray[np.float32]:
 def _tensors(checkpoint: Artifact) -> Iterator[tuple[str, NDArray[np.float32]]]:
     from safetensors import safe_open
 
-    for path in weight_files(checkpoint.folder):
-        with safe_open(path, framework="np") as file:
-            for name in file.keys():  # noqa: SIM118 (no dict)
-                yield name, file.get_tensor(name)
+    for file in weight_files(checkpoint.folder):
+        with safe_open(checkpoint.folder / file, framework="np") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (no dict)
+                yield name, tensors.get_tensor(name)
 
 
 def _content(values: NDArray[np.float32]) -> str:
     """Of the numbers alone: a graph may give a vector more dimensions."""
-    return hashlib.sha256(np.ascontiguousarray(values).reshape(-1).view(np.uint8)).hexdigest()
+    return hashlib.sha256(memoryview(np.ascontiguousarray(values).reshape(-1))).hexdigest()

@@ -55,7 +55,8 @@ def tipping_floor(known: Samples, again: Samples, *, alpha: float) -> NoiseFloor
     sizes = np.bincount(codes).astype(np.float64)
     if sizes.size < FEWEST_CLUSTERS:
         return None
-    _, moment = text_limits(np.bincount(codes, moved**2), sizes, alpha, skewed=True)
+    squares = np.bincount(codes, moved**2).astype(np.float64)
+    _, moment = text_limits(squares, sizes, alpha, skewed=True)
     changed = int((table.reference != table.candidate).sum())
     share = tipping_share(np.array(list(before.values())), float(moment))
     floor = max(share, changed / len(order))
