@@ -155,7 +155,9 @@ def build_seconds(architecture: Architecture, weights: WeightSettings, engine: E
 
 
 def export_bytes(architecture: Architecture, engine: EngineSettings) -> int:
-    """Disk of the f32 export that formats of an engine are made from; ONNX Runtime's passes with the build."""
+    """Disk of the f32 export that formats of an engine are made from; ONNX Runtime's passes with the build, vLLM needs none."""
+    if engine.engine == "vllm":
+        return 0
     return weight_bytes(architecture, WeightSettings(), engine.engine) + OTHER_FILES_BYTES
 
 
