@@ -10,7 +10,7 @@ them; and needs a working copy of some. Which, depends on the library:
     OpenVINO compress   the mapped file and the compressed weights; calibrated formats once more, rounded to nearest, to compare
     ONNX export         the mapped checkpoint, and the output head transposed
     ONNX rounding       the mapped f32 graph, the rounded weights, and an f32 copy of the largest matrix
-    vLLM rounding       the mapped checkpoint, the packed weights, and some copies of the largest matrix while its scales are fitted
+    vLLM rounding       the mapped checkpoint, the packed weights twice, and some copies of the largest matrix while its scales are fitted
 
 Figures are growth over a process that has the libraries imported; `LIBRARIES_BYTES` is what those take. Constants of the
 libraries were measured once, each build in a process of its own, on two shapes: 30 layers of 576 with a tied table of 49,152 rows,
@@ -44,7 +44,6 @@ _CALIBRATING_BYTES = 95 * _MIB  # tokenizer and dataset, over compressing
 _ONNX_EXPORTING_BYTES = 115 * _MIB
 _ONNX_ROUNDING_BYTES = 25 * _MIB
 _TORCH_BYTES = 100 * _MIB
-_PACKING_BYTES = 20 * _MIB
 _FITTING_COPIES = 8
 _BACKWARD_TEXTS = 4
 
@@ -229,15 +228,15 @@ def _rounded(architecture: Architecture, weights: WeightSettings) -> BuildPhase:
 
 
 def _packed(architecture: Architecture, weights: WeightSettings) -> BuildPhase:
-    """The mapped checkpoint, the packed result, and of the widest layer its weights at a dozen stages of a fit."""
+    """The mapped checkpoint, the packed result and once more as it is written, and of the widest layer copies while it is fitted."""
     widest = max(matrix.outputs * matrix.inputs for matrix in linear_matrices(architecture))
     stages = 1 if weights.calibration == "gptq" else _FITTING_COPIES
     return _phase(
         "round",
         source=weight_bytes(architecture, WeightSettings(), "transformers"),
         copies=stages * 4 * widest,
-        result=weight_bytes(architecture, weights, "vllm"),
-        runtime=_PACKING_BYTES,
+        result=2 * weight_bytes(architecture, weights, "vllm"),
+        runtime=_TORCH_BYTES,
     )
 
 

@@ -29,6 +29,8 @@ SECONDS_A_GIB = {
     "round onnxruntime": 6.0,
     "calibrate openvino": 160.0,
     "calibrate onnxruntime": 160.0,
+    "round vllm": 20.0,
+    "calibrate vllm": 160.0,
 }
 """Seconds a GiB of f32 weights, measured once on the 135 M demo model and two cores."""
 
@@ -144,18 +146,18 @@ def over_limit(predicted: CandidatePreflight, limits: Limits) -> str | None:
 
 def build_seconds(architecture: Architecture, weights: WeightSettings, engine: EngineSettings) -> float:
     """Rough time of a build, its export included, by the table of rates."""
-    if engine.engine not in ("openvino", "onnxruntime"):
-        return 0.0
     gib = 4 * architecture.parameters / GIB
-    seconds = SECONDS_A_GIB[f"export {engine.engine}"]
-    if weights.bits != 32:
+    seconds = SECONDS_A_GIB.get(f"export {engine.engine}", 0.0)  # the checkpoint itself needs none
+    if weights.bits != 32 and engine.engine != "transformers":
         kind = "round" if weights.calibration == "none" else "calibrate"
         seconds += SECONDS_A_GIB[f"{kind} {engine.engine}"]
     return gib * seconds
 
 
 def export_bytes(architecture: Architecture, engine: EngineSettings) -> int:
-    """Disk of the f32 export that formats of an engine are made from; ONNX Runtime's passes with the build."""
+    """Disk of the f32 export that formats of an engine are made from; ONNX Runtime's passes with the build, vLLM needs none."""
+    if engine.engine == "vllm":
+        return 0
     return weight_bytes(architecture, WeightSettings(), engine.engine) + OTHER_FILES_BYTES
 
 

@@ -26,6 +26,7 @@ CALIBRATED = {
     "kv_cache": ["u8"],
 }
 ONNX = {"engine": "onnxruntime", "weights": {"bits": 4, "group_size": 32}}
+VLLM = {"engine": "vllm", "weights": {"bits": 4, "group_size": 32, "embedding_bits": 16}}
 AMPLE = Limits(memory_mib=1e5, build_mib=None, disk_mib=1e5)
 
 
@@ -107,3 +108,10 @@ def test_limits_of_this_machine_are_what_it_has_left(store):
     assert limits.memory_mib > 0
     assert limits.disk_mib > 0
     assert limits.build_mib is None
+
+
+def test_a_checkpoint_for_vllm_is_made_from_the_source_itself(store):
+    (said,) = preflight(workspace(store, VLLM), AMPLE).candidates
+    assert said.refused is None
+    assert 110 < said.disk_mib < 130  # half a byte a weight, scales, the embedding in halves; no export beside it
+    assert said.seconds == pytest.approx(10, rel=0.05)
