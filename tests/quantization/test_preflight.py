@@ -113,5 +113,7 @@ def test_limits_of_this_machine_are_what_it_has_left(store):
 def test_a_checkpoint_for_vllm_is_made_from_the_source_itself(store):
     (said,) = preflight(workspace(store, VLLM), AMPLE).candidates
     assert said.refused is None
-    assert 110 < said.disk_mib < 130  # half a byte a weight, scales, the embedding in halves; no export beside it
+    assert (
+        110 < said.disk_mib < 130
+    )  # half a byte a weight, scales, the embedding in halves; no export beside it
     assert said.seconds == pytest.approx(10, rel=0.05)
