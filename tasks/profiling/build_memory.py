@@ -10,7 +10,7 @@ them; and needs a working copy of some. Which, depends on the library:
     OpenVINO compress   the mapped file and the compressed weights; calibrated formats once more, rounded to nearest, to compare
     ONNX export         the mapped checkpoint, and the output head transposed
     ONNX rounding       the mapped f32 graph, the rounded weights, and an f32 copy of the largest matrix
-    vLLM rounding       the mapped checkpoint, the packed weights twice, and some copies of the largest matrix while its scales are fitted
+    vLLM rounding       the mapped checkpoint, the packed weights twice, some copies of the largest matrix while its scales are fitted
 
 Figures are growth over a process that has the libraries imported; `LIBRARIES_BYTES` is what those take. Constants of the
 libraries were measured once, each build in a process of its own, on two shapes: 30 layers of 576 with a tied table of 49,152 rows,

@@ -2,17 +2,10 @@
 
 What a screen costs is its build, and builds differ by a factor of twenty: rounding to nearest takes seconds, AWQ and GPTQ minutes,
 another cache type for a built artifact nothing. So rungs by the amount of text, as in plain successive halving, save nothing; here the
-<<<<<<< HEAD
-rungs are the formats themselves. What is known so far predicts what every other option would come out at (`prediction`), and the
-next step is the one whose expected gain of the front is largest for its predicted seconds: the expected hypervolume improvement
-(Emmerich et al. 2006), of the front of speed against divergence plus that of bytes against divergence, in logarithms. Before a format
-that takes minutes, its round-to-nearest relative is screened: it says whether the minutes are worth it.
-=======
 rungs are the formats themselves. What is known so far predicts what every other option would come out at (`prediction`), and the next
 step is the one whose expected gain of the front is largest for its predicted seconds: the expected hypervolume improvement (Emmerich
 et al. 2006), of the front of speed against divergence plus that of bytes against divergence, in logarithms. Before a format that takes
 minutes, its round-to-nearest relative is screened: it says whether the minutes are worth it.
->>>>>>> search
 
 An option takes two steps: "screen" (build it, score the search text) and "time" (a short run of requests). Once something known is
 within the limit of divergence, what lies beyond the limit is worth nothing, however fast. What is expected to add nothing is not tried.
