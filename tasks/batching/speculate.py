@@ -149,9 +149,7 @@ def choose_block(acceptance: float, drafted_cost: float) -> Speculation:
     return best_block(acceptance, drafted_cost) or speculate(1, acceptance, drafted_cost)
 
 
-def _ratio(
-    plain: Sequence[float], fast: Sequence[float], confidence: float
-) -> tuple[float, float, float]:
+def _ratio(plain: Sequence[float], fast: Sequence[float], confidence: float) -> tuple[float, float, float]:
     """(mean, low, high) of the ratio over slots measured side by side."""
     found = ratio_interval([math.log(b / a) for a, b in zip(plain, fast, strict=True)], confidence)
     return math.exp(found.estimate), math.exp(found.low), math.exp(found.high)
