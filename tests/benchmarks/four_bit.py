@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def _rows(workspace: Workspace) -> Iterator[dict[str, object]]:
-    texts = windows(workspace.source.folder)
+    windows = _windows(workspace.source.folder)
     built = {
         name: make_candidate(workspace, workspace.source, ENGINE, weights)
         for name, weights in FORMATS.items()
@@ -79,10 +79,10 @@ def _rows(workspace: Workspace) -> Iterator[dict[str, object]]:
     with ExitStack() as stack:
         reference = stack.enter_context(open_candidate(workspace, source_candidate(workspace, ENGINE)))
         engines = {name: stack.enter_context(open_candidate(workspace, each)) for name, each in built.items()}
-        for window in texts:
-            expected = logprobs(reference, window)
+        for window in windows:
+            expected = _logprobs(reference, window)
             for name, engine in engines.items():
-                nats[name].append(float(divergence(expected, logprobs(engine, window)).mean()))
+                nats[name].append(float(_divergence(expected, _logprobs(engine, window)).mean()))
     f32_bytes = 4 * workspace.architecture.parameters
     for name, candidate in built.items():
         stored = (workspace.store.open(candidate.artifact).folder / "openvino_model.bin").stat().st_size
@@ -90,7 +90,7 @@ def _rows(workspace: Workspace) -> Iterator[dict[str, object]]:
         low, high = text_limits(values, np.ones_like(values), 0.025, skewed=True)
         yield {
             "name": f"{name} ({stored / 1e6:.1f} MB, {stored / f32_bytes:.3f} of f32)",
-            "work": f"KL to the source, {len(texts)} windows of {WINDOW_TOKENS}",
+            "work": f"KL to the source, {len(windows)} windows of {WINDOW_TOKENS}",
             "unit": "nats",
             "median": float(values.mean()),
             "ci_low": float(low),
@@ -99,8 +99,7 @@ def _rows(workspace: Workspace) -> Iterator[dict[str, object]]:
         }
 
 
-def windows(folder: Path) -> list[tuple[int, ...]]:
-    """Windows of WikiText-2's test documents, in a checkpoint's tokens."""
+def _windows(folder: Path) -> list[tuple[int, ...]]:
     tokenizer = TextTokenizer(folder)
     ids: list[int] = []
     with (DATA / "wikitext2" / "test_docs.jsonl").open(encoding="utf-8") as lines:
@@ -110,7 +109,7 @@ def windows(folder: Path) -> list[tuple[int, ...]]:
     return [tuple(ids[first : first + WINDOW_TOKENS]) for first in firsts]
 
 
-def logprobs(engine: Engine, window: tuple[int, ...]) -> NDArray[np.float64]:
+def _logprobs(engine: Engine, window: tuple[int, ...]) -> NDArray[np.float64]:
     """Log-probabilities of every next token, shape (T - 1, V)."""
     (scores,) = engine.score([ScoreRequest(window[:1], window[1:])], with_logits=True)
     if scores.logits is None:
@@ -121,10 +120,9 @@ def logprobs(engine: Engine, window: tuple[int, ...]) -> NDArray[np.float64]:
     return logits
 
 
-def divergence(expected: NDArray[np.float64], found: NDArray[np.float64]) -> NDArray[np.float64]:
-    """KL of every token, nats."""
-    nats: NDArray[np.float64] = (np.exp(expected) * (expected - found)).sum(-1)
-    return nats
+def _divergence(expected: NDArray[np.float64], found: NDArray[np.float64]) -> NDArray[np.float64]:
+    divergence: NDArray[np.float64] = (np.exp(expected) * (expected - found)).sum(-1)
+    return divergence
 
 
 if __name__ == "__main__":
