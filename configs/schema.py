@@ -266,9 +266,6 @@ class AdaptSettings(Section):
         None,
         description="'text' (the train part of quality.text) or a JSONL file ('text' or chat 'messages'); null: none",
     )
-    allow_leakage: bool = Field(
-        False, description="train even on rows that repeat items of the gate; refused otherwise"
-    )
     methods: tuple[LoraSettings, ...] = Field((LoraSettings(method="lora"),), min_length=1)
     training: TrainingSettings = TrainingSettings()
     recovery: TrainingSettings | None = Field(

@@ -9,15 +9,11 @@ gate.
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.schema import AdaptSettings, LoraSettings, TrainingSettings
-from tasks.adaptation.adapter_parity import check_adapter
-from tasks.adaptation.chat_template import chat_template_of
+from configs.schema import AdaptSettings, LoraSettings
+from tasks.adaptation.data import chat_template_of, training_texts
+from tasks.adaptation.eight_bit import eight_bit_layers
 from tasks.adaptation.lora import merge_adapter, train_adapter
 from tasks.adaptation.recovery import recover
-from tasks.compression.grid import Grid
-from tasks.compression.served_grids import served_grids
-from tasks.data.training_rows import training_texts
-from tasks.profiling.training_memory import training_budget
 from tasks.quality.gate import Improvement
 from tasks.release.candidate import Candidate
 from tasks.release.judging import (
@@ -29,12 +25,11 @@ from tasks.release.judging import (
 )
 from tasks.release.measuring import make_candidate, measure_candidate
 from tasks.release.stage_result import CandidateResult, StageResult
-from tasks.release.training_data import leakage_metrics, search_texts, training_rows
 from tasks.release.workspace import Workspace
 from tasks.store.artifact import Artifact
 from tasks.store.digest import code_digest, digest_of
+from tasks.training.checkpoint import load_tokenizer
 from tasks.training.log import TrainingLog
-from tasks.training.losses import CHUNK_TOKENS
 from tasks.training.sealed import curve_csv, trained, training_metrics
 
 CODE = ("tasks/adaptation",)
@@ -49,16 +44,12 @@ class Adapted:
         log: of the training.
         result: the artifact that would be served, its measurement, and its figures on the search split.
         gain: its held-out loss against the source's.
-        adapter: what was trained.
-        merged: the checkpoint that the artifact was made from.
     """
 
     lora: LoraSettings
     log: TrainingLog
     result: CandidateResult
     gain: Improvement
-    adapter: Artifact
-    merged: Artifact
 
     @property
     def candidate(self) -> Candidate:
@@ -74,10 +65,9 @@ def adapt_to_data(workspace: Workspace, settings: AdaptSettings, release: Candid
     Raises:
         TrainingError, EngineError, QualityError, StoreError: the stage cannot be completed.
     """
-    texts = training_texts(training_rows(workspace), chat_template_of(workspace.source.folder))
+    texts = _texts(workspace, settings.data or "text")
     tried = [_adapt(workspace, settings, lora, texts, release) for lora in settings.methods]
     best = min(tried, key=lambda each: each.result.screen["perplexity_delta_fraction"])
-    parity = check_adapter(workspace, best.adapter, best.merged)
     judged = judge_candidate(workspace, best.candidate, "tasks")
     verdict = judged.verdict if judged.verdict != "PASS" or best.gain.improved else "INCONCLUSIVE"
     losses = "; ".join(f"{each.lora.label} {describe_gain(each.gain)}" for each in tried)
@@ -85,9 +75,7 @@ def adapt_to_data(workspace: Workspace, settings: AdaptSettings, release: Candid
         f"train/{name}": value
         for each in tried
         for name, value in (
-            training_metrics(each.lora.label, each.log)
-            | gain_metrics(each.gain, each.lora.label)
-            | _memory_metrics(workspace, each.lora, settings.training, each.log)
+            training_metrics(each.lora.label, each.log) | gain_metrics(each.gain, each.lora.label)
         ).items()
     }
     return StageResult(
@@ -102,8 +90,6 @@ def adapt_to_data(workspace: Workspace, settings: AdaptSettings, release: Candid
         samples=judged.samples,
         provisional=judged.provisional,
         metrics=metrics
-        | leakage_metrics(workspace)
-        | parity.metrics
         | judged.metrics
         | {f"quality/{name}": value for name, value in gain_metrics(best.gain).items()},
         text=judged.text | {f"training_{each.lora.label}.csv": curve_csv(each.log) for each in tried},
@@ -120,22 +106,20 @@ def recover_challenger(workspace: Workspace, settings: AdaptSettings, challenger
     if training is None:
         raise ValueError("adapt.recovery is not configured")
     texts = tuple(section.text for section in workspace.splits.train)
-    held_out = search_texts(workspace)
+    # A mixed-precision artifact keeps some layers at 8 bits; training has to round the same ones alike.
+    eight_bit = (
+        eight_bit_layers(workspace.store.open(challenger.artifact).folder / "openvino_model.xml")
+        if challenger.format.int8_ratio
+        else frozenset[str]()
+    )
     recipe = {
         "step": "recover",
-        "engine": challenger.engine.engine,
         "weights": challenger.format.model_dump(mode="json"),
-        "artifact": challenger.artifact,
         "training": training.model_dump(mode="json"),
-        "held_out": digest_of(list(held_out)),
     }
-
-    def served() -> dict[str, Grid]:
-        return served_grids(workspace.store, workspace.store.open(challenger.artifact), challenger.format)
-
     checkpoint, log = trained(
         workspace.store, workspace.derived, "checkpoint", workspace.source, recipe, texts, training.seed, CODE,
-        lambda out, scratch: recover(workspace.source, texts, served, training, out, scratch, held_out),
+        lambda out, scratch: recover(workspace.source, texts, challenger.format, training, out, scratch, eight_bit),
     )  # fmt: skip
     candidate = make_candidate(
         workspace, checkpoint, challenger.engine, challenger.format, note=", recovered"
@@ -162,6 +146,13 @@ def recover_challenger(workspace: Workspace, settings: AdaptSettings, challenger
     )
 
 
+def _texts(workspace: Workspace, data: str) -> tuple[str, ...]:
+    sections = [section.text for section in workspace.splits.train]
+    if data == "text":
+        return tuple(sections)
+    return training_texts(data, sections, chat_template_of(load_tokenizer(workspace.source.folder)))
+
+
 def _adapt(
     workspace: Workspace,
     settings: AdaptSettings,
@@ -169,7 +160,7 @@ def _adapt(
     texts: tuple[str, ...],
     release: Candidate,
 ) -> Adapted:
-    training, held_out = settings.training, search_texts(workspace)
+    training, held_out = settings.training, tuple(section.text for section in workspace.splits.search)
     recipe = {
         "step": "adapt",
         "lora": lora.model_dump(mode="json"),
@@ -180,9 +171,8 @@ def _adapt(
         workspace.store, workspace.derived, "adapter", workspace.source, recipe, texts, training.seed, CODE,
         lambda out, scratch: train_adapter(workspace.source, texts, lora, training, out, scratch, held_out),
     )  # fmt: skip
-    merged = _merge(workspace, adapter)
     candidate = make_candidate(
-        workspace, merged, release.engine, release.format, note=f", {lora.label} merged"
+        workspace, _merge(workspace, adapter), release.engine, release.format, note=f", {lora.label} merged"
     )
     result = CandidateResult(
         name=candidate.name,
@@ -190,17 +180,7 @@ def _adapt(
         measurement=measure_candidate(workspace, candidate),
         screen=screen_candidate(workspace, candidate),
     )
-    return Adapted(lora, log, result, held_out_gain(workspace, None, candidate), adapter, merged)
-
-
-def _memory_metrics(
-    workspace: Workspace, lora: LoraSettings, training: TrainingSettings, log: TrainingLog
-) -> dict[str, float]:
-    """The closed form of the training's peak beside the measured one."""
-    predicted = training_budget(workspace.architecture, training, lora, logit_tokens=CHUNK_TOKENS).total_bytes
-    error = {"peak_error_fraction": predicted / 2**20 / log.peak_mib - 1} if log.peak_mib > 0 else {}
-    named = {"predicted_mib": predicted / 2**20} | error
-    return {f"{lora.label}/{name}": value for name, value in named.items()}
+    return Adapted(lora, log, result, held_out_gain(workspace, None, candidate))
 
 
 def _merge(workspace: Workspace, adapter: Artifact) -> Artifact:

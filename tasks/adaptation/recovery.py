@@ -1,139 +1,164 @@
-"""Recovery of what rounding the weights lost: the served grids are trained, with the source as teacher.
+"""Recovery of what rounding the weights lost: adapters trained against the rounded model.
 
-Training starts at the very integers and scales that are served, however they were found (to nearest, GPTQ, NNCF's methods), and
-every forward pass computes with what would be served then (`tasks.adaptation.grid_layer`). Norms, which stay in float, are
-trained too. The loss is the divergence from the source on packed text. The result is a checkpoint that carries its grids: it is
-built into an artifact without being rounded again.
+Every linear layer computes with `round(W + s * B A)`: the very weights that the engine will have once the
+merged checkpoint `W + s * B A` is compressed with the same settings. The gradient passes the rounding
+unchanged (straight-through), so the adapter learns to move weights over the rounding thresholds that matter
+(LLM-QAT, Liu et al. 2023, arXiv:2305.17888, made low-rank). The loss is the divergence from the source.
+Teacher and student are one model: with rounding and adapters switched off it is the teacher, so no second
+copy is held.
 """
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.schema import TrainingSettings
-from tasks.adaptation.grid_layer import GridLinear, ScaledNorm
-from tasks.compression.grid import Grid, save_grids
+from configs.weights import WeightSettings
+from tasks.adaptation.rounding import check_roundable, straight_through
 from tasks.serving.memory_peak import MemoryPeak
 from tasks.store.artifact import Artifact
-from tasks.training.checkpoint import head_weight, last_hidden, load_model, load_tokenizer, save_checkpoint
+from tasks.training.checkpoint import (
+    config_dtype,
+    head_weight,
+    last_hidden,
+    load_model,
+    load_tokenizer,
+    save_checkpoint,
+)
 from tasks.training.error import TrainingError
 from tasks.training.log import TrainingLog
 from tasks.training.loop import train
 from tasks.training.losses import distillation, mean_loss
-from tasks.training.packing import pack, pack_held_out
+from tasks.training.packing import pack
 
 RANK = 32
+
+
+class RoundedLinear(nn.Module):
+    """A frozen linear layer that computes with its rounded, adapted weight, or, as teacher, with its own."""
+
+    def __init__(self, linear: nn.Linear, bits: int, symmetric: bool, group_size: int, rank: int) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight.requires_grad_(False), linear.bias
+        if self.bias is not None:
+            self.bias.requires_grad_(False)
+        self.bits, self.symmetric, self.group_size = bits, symmetric, group_size
+        # A is random, B zero (LoRA): training starts at the rounding of W itself.
+        self.a_RI = nn.Parameter(torch.randn(rank, linear.in_features) / linear.in_features**0.5)
+        self.b_OR = nn.Parameter(torch.zeros(linear.out_features, rank))
+        self.is_teacher = False
+
+    def adapted(self) -> Tensor:
+        """W + B A, float32, shape (O, I)."""
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return self.weight.float() + self.b_OR @ self.a_RI
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output for x of shape (..., I)."""
+        if self.is_teacher:
+            return F.linear(x, self.weight, self.bias)
+        weight = straight_through(self.adapted(), self.bits, self.symmetric, self.group_size)
+        return F.linear(x, weight.to(x.dtype), self.bias)
 
 
 def recover(
     checkpoint: Artifact,
     texts: Sequence[str],
-    served: Callable[[], Mapping[str, Grid]],
+    weights: WeightSettings,
     training: TrainingSettings,
     out: Path,
     scratch: Path,
-    held_out: Sequence[str] = (),
+    eight_bit: Collection[str] = (),
 ) -> TrainingLog:
-    """Train grids and write a checkpoint that computes with them, float32, and the grids beside it.
+    """Train against the rounding that `weights` does and write the full checkpoint to be compressed with it.
+
+    Scales found by calibration are not followed: training sees the plain minimum-and-maximum rounding of
+    the same levels and groups. The embedding is not rounded in training.
 
     Args:
         checkpoint: the source model, which is the teacher too.
         texts: documents.
-        served: gives the grids that training starts from, by the names of the linear layers.
-        training: steps, batch, learning rate (a relative step of the scales; see `grid_layer.LEVELS`).
-        out: existing empty folder.
+        weights: the format to recover from.
+        training: steps, batch, learning rate.
+        out: existing empty folder for the checkpoint, in the source's dtype.
         scratch: see `tasks.training.loop.train`.
-        held_out: documents that are not trained on; the state with the least divergence on them is kept.
+        eight_bit: names of the linear layers ("model.layers.0.mlp.up_proj") that the format keeps at 8 bits
+            per channel; `eight_bit_layers` reads them from an artifact. Needed with `weights.int8_ratio`.
 
     Raises:
-        TrainingError: a grid does not fit its layer, too little text, or training diverged.
+        TrainingError: the format rounds nothing, its groups do not fit, or training diverged.
     """
+    if weights.int8_ratio and not eight_bit:
+        raise TrainingError(
+            f"weights.int8_ratio is {weights.int8_ratio}: name the "
+            "layers that stay at 8 bits (eight_bit), or set it to 0"
+        )
     torch.manual_seed(training.seed)
-    tokenizer = load_tokenizer(checkpoint.folder)
-    count = training.steps * training.batch_sequences
-    text = pack(texts, tokenizer, training.sequence_tokens, count, training.seed)
-    watched = pack_held_out(held_out, tokenizer, training.sequence_tokens)
+    text = pack(
+        texts,
+        load_tokenizer(checkpoint.folder),
+        training.sequence_tokens,
+        training.steps * training.batch_sequences,
+        training.seed,
+    )
     with MemoryPeak() as memory:
         model = load_model(checkpoint.folder, torch.float32)
-        make_trainable(model, served())
-        loss = divergence_from(_teacher(checkpoint.folder, training))
-        log = train(model, text, training, loss, scratch, memory, watched)
-    save_grids(restore_layers(model), out)
-    save_checkpoint(model, checkpoint.folder, out)
+        layers = round_linear_layers(model, weights, eight_bit)
+        log = train(model, text, training, _recovery_loss(layers), scratch, memory)
+    restore_linear_layers(model)
+    save_checkpoint(model.to(config_dtype(checkpoint.folder)), checkpoint.folder, out)
     shutil.rmtree(scratch, ignore_errors=True)
     return log
 
 
-def make_trainable(model: Any, grids: Mapping[str, Grid]) -> None:
-    """Put grids in the places of a model's linear layers, and make its norms trainable; all else is frozen.
-
-    Raises:
-        TrainingError: a grid is of no layer, or of another shape.
-    """
+def round_linear_layers(
+    model: Any, weights: WeightSettings, eight_bit: Collection[str] = ()
+) -> list[RoundedLinear]:
+    """Replace every linear layer except the output head; everything but the adapters is frozen."""
     model.requires_grad_(False)
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    for name, grid in grids.items():
-        if name not in linear or linear[name].weight.shape != grid.codes.shape:
-            raise TrainingError(
-                f"the artifact has a layer {name} of {grid.codes.shape}, the source has none such; recover from an artifact that was "
-                "made from this source"
-            )
-        layer = linear[name]
-        model.set_submodule(name, GridLinear(grid, layer.weight, layer.bias, min(RANK, *grid.codes.shape)))
+    replaced = []
     for name, module in list(model.named_modules()):
-        if "Norm" in type(module).__name__ and _is_proportional(module):
-            model.set_submodule(name, ScaledNorm(module))
+        if not isinstance(module, nn.Linear) or module is model.get_output_embeddings():
+            continue
+        check_roundable(weights, module.in_features, name)
+        bits, group = (8, -1) if name in eight_bit else (weights.bits, weights.group_size)
+        layer = RoundedLinear(module, bits, weights.symmetric, group, min(RANK, *module.weight.shape))
+        model.set_submodule(name, layer)
+        replaced.append(layer)
+    return replaced
 
 
-@torch.no_grad()
-def _is_proportional(norm: nn.Module) -> bool:
-    """Whether a norm's output is its weight times something: no bias, and not 1 + weight, as some families have it."""
-    weight = getattr(norm, "weight", None)
-    if weight is None or getattr(norm, "bias", None) is not None:
-        return False
-    probe = torch.linspace(-1, 1, weight.shape[0])[None]
-    before, kept = norm(probe), weight.data.clone()
-    weight.data.mul_(2)
-    after = norm(probe)
-    weight.data.copy_(kept)
-    return torch.allclose(after, 2 * before, rtol=1e-4)
-
-
-def restore_layers(model: Any) -> dict[str, Grid]:
-    """Put plain layers back, with the weights that are served; returns the grids."""
-    grids = {}
+def restore_linear_layers(model: Any) -> None:
+    """Put plain linear layers back, with W + B A as their weight."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, GridLinear):
-            grids[name] = module.grid()
-            outputs, inputs = grids[name].codes.shape
+        if isinstance(module, RoundedLinear):
+            outputs, inputs = module.weight.shape
             linear = nn.Linear(inputs, outputs, bias=module.bias is not None, device="meta")
-            linear.weight, linear.bias = nn.Parameter(torch.from_numpy(grids[name].weights())), module.bias
+            linear.weight, linear.bias = nn.Parameter(module.adapted().detach()), module.bias
             model.set_submodule(name, linear)
-        elif isinstance(module, ScaledNorm):
-            model.set_submodule(name, module.merged())
-    return grids
 
 
-def divergence_from(teacher: Any) -> Any:
-    """The loss of a batch: mean KL of a model's next-token distribution from the teacher's, nats."""
+def _recovery_loss(layers: list[RoundedLinear]) -> Any:
+    def set_teacher(is_teacher: bool) -> None:
+        for layer in layers:
+            layer.is_teacher = is_teacher
 
     def loss(model: nn.Module, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
-        teacher.to(tokens_BT.device)
+        set_teacher(True)
         with torch.no_grad():
-            teacher_ND = last_hidden(teacher, tokens_BT[:, :-1], positions_BT)
+            teacher_ND = last_hidden(model, tokens_BT[:, :-1], positions_BT)
+        set_teacher(False)
         student_ND = last_hidden(model, tokens_BT[:, :-1], positions_BT)
-        teacher_head_VD = head_weight(teacher).to(teacher_ND.dtype)
+        head_VD = head_weight(model).detach()
         targets_N = tokens_BT[:, 1:].flatten()
-        chunks = distillation(targets_N, teacher_ND, teacher_head_VD, temperature=1.0, alpha=0.0)
-        return mean_loss(student_ND, head_weight(model).detach(), chunks)
+        divergence = distillation(
+            targets_N, teacher_ND, head_VD.to(teacher_ND.dtype), temperature=1.0, alpha=0.0
+        )
+        return mean_loss(student_ND, head_VD, divergence)
 
     return loss
-
-
-def _teacher(folder: Path, training: TrainingSettings) -> Any:
-    dtype = torch.bfloat16 if training.autocast == "bf16" else torch.float32
-    return load_model(folder, dtype).requires_grad_(False)

@@ -7,7 +7,7 @@ from typing import Any
 from configs.engine import EngineName
 from configs.weights import WeightSettings
 from tasks.compression.error import CompressionError
-from tasks.compression.grid import GRID_FILE, Grid, load_grids
+from tasks.compression.grid import Grid, load_grids
 from tasks.compression.mixed_precision import layer_errors, layers_within_bytes, layers_within_divergence
 from tasks.models.checkpoint import read_architecture
 from tasks.store.artifact import Artifact, ArtifactKind
@@ -146,20 +146,9 @@ def _grids(
     weights: WeightSettings,
     calibration: Sequence[str],
 ) -> Artifact | None:
-    """What the linear layers are stored as; None: the engine's library rounds them."""
-    if carries_grids(checkpoint, engine, weights):
-        return checkpoint
     return (
         _rounded(store, checkpoint, engine, weights, calibration) if weights.calibration == "gptq" else None
     )
-
-
-def carries_grids(checkpoint: Artifact, engine: EngineName, weights: WeightSettings) -> bool:
-    """Whether a checkpoint was trained on the grids of this format, which lie in it and are not to be rounded again."""
-    recipe = checkpoint.manifest.recipe
-    asked = {"engine": engine, "weights": weights.model_dump(mode="json")}
-    has_file = any(entry.path == GRID_FILE for entry in checkpoint.manifest.files)
-    return has_file and asked == {name: recipe.get(name) for name in asked}
 
 
 def _rounded(

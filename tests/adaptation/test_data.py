@@ -3,26 +3,22 @@ from pathlib import Path
 
 import pytest
 
-from tasks.data.training_rows import Chat, DataError, read_rows, training_texts
+from tasks.adaptation.data import Chat, DataError, training_texts
 
 
 def template(messages: Chat) -> str:
     return "|".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
+def test_text_is_the_sections() -> None:
+    assert training_texts("text", iter(["one", "two"]), template) == ("one", "two")
+
+
 def test_rows_of_text_and_of_messages(tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"text": "a"}) + "\n\n" + json.dumps({"messages": chat, "id": 7}) + "\n")
-    rows = read_rows(file)
-    assert training_texts(rows, template) == ("a", "user: Hi|assistant: Hello")
-    assert [(row.line, row.plain) for row in rows] == [(1, "a"), (3, "Hi\nHello")]
-
-
-def test_a_line_separator_inside_a_text_ends_no_row(tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
-    file.write_text('{"text": "one\u2028two"}\n', encoding="utf-8")
-    assert training_texts(read_rows(file), template) == ("one\u2028two",)
+    assert training_texts(str(file), (), template) == ("a", "user: Hi|assistant: Hello")
 
 
 @pytest.mark.parametrize(
@@ -47,17 +43,17 @@ def test_a_broken_row_is_named(row: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"text": "fine"}\n' + row + "\n")
     with pytest.raises(DataError, match=message) as caught:
-        read_rows(file)
+        training_texts(str(file), (), template)
     assert str(file) in str(caught.value)
 
 
 def test_missing_undecodable_and_empty_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No such file"):
-        read_rows(tmp_path / "none.jsonl")
+        training_texts(str(tmp_path / "none.jsonl"), (), template)
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b'{"text": "\xff"}')
     with pytest.raises(DataError, match="byte 10 is not UTF-8"):
-        read_rows(file)
+        training_texts(str(file), (), template)
     file.write_text("\n")
     with pytest.raises(DataError, match="has no rows"):
-        read_rows(file)
+        training_texts(str(file), (), template)

@@ -1,62 +1,52 @@
-"""The rows of a JSONL training file, checked field by field.
-
-Reading needs no model: a bad row is told before anything runs. The chat template of the model that is trained turns messages into text
-later (`training_texts`).
-"""
+"""Training texts: sections of the rollout's text, or the rows of a JSONL file."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 Chat = list[dict[str, str]]
 ChatTemplate = Callable[[Chat], str]
 
 
 class DataError(ValueError):
-    """A training file that is missing, malformed or not allowed: file, line, field and the rule. Bad input: exit code 2."""
+    """A training file that is missing or malformed: file, line, field and the rule."""
 
 
-@dataclass(frozen=True)
-class TrainingRow:
-    """One row.
+def training_texts(data: str, sections: Iterable[str], chat_template: ChatTemplate) -> tuple[str, ...]:
+    """The documents to train on.
 
-    Attributes:
-        line: its number in the file, from 1.
-        content: its text, or its messages.
-    """
-
-    line: int
-    content: str | Chat
-
-    @property
-    def plain(self) -> str:
-        """Its words without a template: a message a line."""
-        if isinstance(self.content, str):
-            return self.content
-        return "\n".join(message["content"] for message in self.content)
-
-
-def read_rows(file: Path) -> tuple[TrainingRow, ...]:
-    """Read and check a file whose rows have `text`, or `messages` (a list of `{"role", "content"}`).
+    Args:
+        data: "text" for the sections, or the path of a JSONL file whose rows have `text`, or `messages` (a
+            list of `{"role", "content"}`).
+        sections: the train part of the rollout's text.
+        chat_template: turns messages into one text (the tokenizer's template).
 
     Raises:
         DataError: the file cannot be read, a row breaks the rule, or there are no rows.
     """
-    rows = tuple(_rows(file))
-    if not rows:
-        raise DataError(f"adapt.data: {file} has no rows; give at least one")
-    return rows
+    texts = tuple(sections) if data == "text" else tuple(_rows(Path(data), chat_template))
+    if not texts:
+        raise DataError(f"adapt.data: {data} has no rows; give at least one")
+    return texts
 
 
-def training_texts(rows: Sequence[TrainingRow], chat_template: ChatTemplate) -> tuple[str, ...]:
-    """The documents to train on; `chat_template` turns messages into one text (the tokenizer's template)."""
-    return tuple(row.content if isinstance(row.content, str) else chat_template(row.content) for row in rows)
+def chat_template_of(tokenizer: Any) -> ChatTemplate:
+    """A transformers tokenizer's chat template, as text."""
+
+    def apply(messages: Chat) -> str:
+        if tokenizer.chat_template is None:
+            raise DataError(
+                "adapt.data has messages, and this model's tokenizer has no chat template; give `text` rows"
+            )
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+
+    return apply
 
 
-def _rows(file: Path) -> Iterator[TrainingRow]:
+def _rows(file: Path, chat_template: ChatTemplate) -> Iterator[str]:
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise DataError(
             f"adapt.data: {file}: {error.strerror}; give 'text' or the path of a JSONL file"
@@ -67,10 +57,10 @@ def _rows(file: Path) -> Iterator[TrainingRow]:
         ) from error
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            yield TrainingRow(number, _content(line, f"adapt.data: {file}, line {number}"))
+            yield _row(line, f"adapt.data: {file}, line {number}", chat_template)
 
 
-def _content(line: str, where: str) -> str | Chat:
+def _row(line: str, where: str, chat_template: ChatTemplate) -> str:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -84,7 +74,7 @@ def _content(line: str, where: str) -> str | Chat:
     messages = row["messages"]
     if not isinstance(messages, list) or not messages:
         raise DataError(f"{where}, messages: must be a list of at least one message")
-    return [_message(message, f"{where}, messages[{i}]") for i, message in enumerate(messages)]
+    return chat_template([_message(message, f"{where}, messages[{i}]") for i, message in enumerate(messages)])
 
 
 def _message(message: object, where: str) -> dict[str, str]:
