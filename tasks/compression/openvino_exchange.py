@@ -112,4 +112,4 @@ def _tensors(checkpoint: Artifact) -> Iterator[tuple[str, NDArray[np.float32]]]:
 
 def _content(values: NDArray[np.float32]) -> str:
     """Of the numbers alone: a graph may give a vector more dimensions."""
-    return hashlib.sha256(memoryview(np.ascontiguousarray(values).reshape(-1))).hexdigest()
+    return hashlib.sha256(values.tobytes()).hexdigest()
