@@ -25,7 +25,7 @@ from tasks.serving.memory_peak import MemoryPeak
 from tasks.store.artifact import Artifact
 from tasks.store.digest import code_digest, digest_of
 from tasks.store.record import Record
-from tasks.store.store import Store
+from tasks.store.store import ArtifactRef, Store
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def measured_build(
         return build()
     asked = _asked_key(checkpoint, engine, weights)
     with store.lock(asked):  # who waits for another process's build has no cost of its own
-        known = store.recall(asked, BuildCost)
+        known = store.recall(asked, BuildCost) or store.recall(f"found-{asked}", ArtifactRef)
         if known is not None and known.artifact in _sealed(store):
             return build()
         for module in _BUILDERS[engine]:
@@ -92,7 +92,10 @@ def measured_build(
             artifact = build()
         seconds = time.monotonic() - began_s
         made = _lineage(store, artifact) & (_sealed(store) - before)
-        if not made:
+        if (
+            not made
+        ):  # a by-product of another build, as a rule: looking costs a second, and is not done again
+            store.remember(f"found-{asked}", ArtifactRef(artifact=artifact.digest))
             return artifact
         phases_of = candidate_phases if len(made) > 1 else build_phases
         cost = BuildCost(

@@ -51,6 +51,20 @@ def test_an_artifact_that_is_there_keeps_the_figures_of_its_build(store, checkpo
     assert expected_cost(store, checkpoint, "onnxruntime", INT8.model_copy(update={"bits": 4})) is None
 
 
+def test_a_by_product_of_another_build_is_looked_for_once(store, checkpoint, monkeypatch):
+    """It has no cost of its own; collecting garbage to measure one takes a second a look."""
+    there = store.seal(
+        lambda out: (out / "weights").write_bytes(b"1"), kind="onnxruntime", parent=checkpoint.digest
+    )
+    looks = []
+    peak = module.MemoryPeak
+    monkeypatch.setattr(module, "MemoryPeak", lambda: looks.append(1) or peak())
+    for _ in range(3):
+        assert measured_build(store, checkpoint, "onnxruntime", INT8, (), lambda: there) == there
+    assert len(looks) == 1
+    assert build_cost(store, there.digest) is None
+
+
 def test_what_serves_the_checkpoint_itself_is_not_measured(store, checkpoint):
     assert (
         measured_build(store, checkpoint, "transformers", WeightSettings(), (), lambda: checkpoint)
