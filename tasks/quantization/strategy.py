@@ -25,7 +25,7 @@ from tasks.quantization.front import BEST_NATS, Corner, Point, growth, hypervolu
 from tasks.quantization.options import Option
 from tasks.quantization.prediction import BUILD_SECONDS, DIVERGENCE, SPEED, Floats
 
-LEAST_GAIN = 0.005
+LEAST_GAIN = 0.002
 """Of the front's hypervolume: what is expected to add less is not tried."""
 FAR_CHEAPER = 2.0
 """So many times less must a relative take to be tried first."""
@@ -72,10 +72,7 @@ class Strategy:
         fitting = [(gain, step) for gain, step in self._worth() if seconds[step.option.name] <= left_s]
         if not fitting:
             return None
-        score_s = min(seconds.values())
-        # What a screen gains on the front of speed is only had once the option is timed as well.
-        efforts = [seconds[step.option.name] + score_s * (step.kind == "screen") for _, step in fitting]
-        (_, best), _ = max(zip(fitting, efforts, strict=True), key=lambda each: each[0][0] / each[1])
+        _, best = max(fitting, key=lambda each: each[0] / seconds[each[1].option.name])
         relative = self._cheap_relative(best.option, seconds) if best.kind == "screen" else None
         return best if relative is None else Step("screen", relative)
 
