@@ -1,19 +1,19 @@
 """The whole configuration of a rollout."""
 
 import copy
-import re
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from configs.behaviour import BehaviourSettings, JudgeSettings
 from configs.engine import EngineSettings, SchedulerSettings
 from configs.load_profile import LoadSettings
 from configs.model import ModelSettings
 from configs.quality import REFERENCE, QualitySettings
+from configs.quantize import QuantizeSettings
 from configs.section import Section
-from configs.space import QuantizeSpace, WeightCandidate
 from configs.speculation import SpeculationSearch
+from configs.training import AdaptSettings, DistillSettings
 from configs.tuning import SchedulerGrid, TuningSettings
 
 
@@ -64,96 +64,6 @@ class ProfileSettings(Section):
     new_tokens: int = Field(12, ge=4, description="new tokens a measurement of the latency table")
 
 
-class ParallelSettings(Section):
-    """Who builds and screens candidates. Speed and memory are always measured one at a time, by the rollout's own process."""
-
-    runner: Literal["threads", "dask", "ray"] = Field(
-        "threads",
-        description="Prefect's task runner; dask, ray: package prefect-dask or prefect-ray, and a Prefect server in PREFECT_API_URL",
-    )
-    workers: int = Field(
-        1, ge=1, description="candidates at a time, each in a process with `threads` threads"
-    )
-    address: str | None = Field(
-        None,
-        min_length=1,
-        description="running Dask scheduler or Ray cluster, whose workers see the store; null: on this machine",
-    )
-
-    @model_validator(mode="after")
-    def _possible(self) -> "ParallelSettings":
-        if self.address is not None and self.runner == "threads":
-            raise ValueError("address is that of a cluster; set runner to dask or ray, or leave it out")
-        return self
-
-    @property
-    def is_serial(self) -> bool:
-        """One candidate after another in the rollout's own process."""
-        return self.runner == "threads" and self.workers == 1
-
-    @property
-    def is_here(self) -> bool:
-        """Whether the workers share this machine."""
-        return self.address is None
-
-
-class QuantizeSettings(Section):
-    """Stage 2."""
-
-    candidates: tuple[WeightCandidate, ...] = Field((), description="named one by one")
-    space: tuple[QuantizeSpace, ...] = Field(
-        (), description="products of settings, searched beside the candidates; one alone needs no list"
-    )
-    scheduler: SchedulerSettings = SchedulerSettings()
-    tries: int = Field(
-        1,
-        ge=1,
-        description="candidates judged on the gate items, the next best where one does not pass; each is one of quality.tries",
-    )
-    budget_minutes: float | None = Field(
-        None, gt=0, description="no further candidate is begun after this time; null: all that are worth it"
-    )
-    max_build_mib: float | None = Field(
-        None, gt=0, description="memory that a build may take, MiB; null: what the machine has left"
-    )
-    parallel: ParallelSettings = ParallelSettings()
-    long_context_tokens: tuple[int, ...] = Field(
-        (),
-        description=(
-            "prompt lengths at which what survives the screen is measured once more, one stream with 16 new tokens, each cache type "
-            "beside the others; none: it is not"
-        ),
-    )
-
-    @field_validator("long_context_tokens")
-    @classmethod
-    def _lengths(cls, contexts: tuple[int, ...]) -> tuple[int, ...]:
-        if any(tokens < 1 for tokens in contexts) or len(set(contexts)) < len(contexts):
-            raise ValueError("prompt lengths are above 0 and each is given once")
-        return contexts
-
-    @field_validator("space", mode="before")
-    @classmethod
-    def _one_or_more(cls, raw: Any) -> Any:
-        return () if raw is None else (raw,) if isinstance(raw, dict) else raw
-
-    @model_validator(mode="after")
-    def _something_to_try(self) -> "QuantizeSettings":
-        if not self.candidates and not self.space:
-            raise ValueError("nothing to try; give candidates, a space, or both")
-        return self
-
-    @property
-    def declared(self) -> tuple[WeightCandidate, ...]:
-        """The candidates, then those of the space that are not among them, one cache type each."""
-        named = (
-            each.model_copy(update={"kv_cache": (kv_cache,)})
-            for each in self.candidates
-            for kv_cache in each.kv_cache
-        )
-        return tuple(dict.fromkeys([*named, *(each for space in self.space for each in space.candidates)]))
-
-
 class BatchingSettings(Section):
     """Stage 3: scheduler settings to try on the load, or on the request list where there is none."""
 
@@ -185,106 +95,6 @@ class BatchingSettings(Section):
     def tried(self) -> tuple[SchedulerSettings, ...]:
         """All settings to try, each once."""
         return tuple(dict.fromkeys((*self.schedulers, *(self.grid.settings() if self.grid else ()))))
-
-
-class TrainingSettings(Section):
-    """The part of training that adaptation and distillation share."""
-
-    steps: int = Field(12, ge=1, description="optimizer steps")
-    batch_sequences: int = Field(4, ge=1, description="packed sequences a step")
-    sequence_tokens: int = Field(128, ge=16, description="tokens of a packed sequence")
-    learning_rate: float = Field(5e-4, gt=0, description="peak; linear warm-up, then cosine to zero")
-    warmup_fraction: float = Field(0.1, ge=0, lt=1)
-    autocast: Literal["none", "bf16"] = Field("bf16", description="mixed precision")
-    checkpoint_steps: int = Field(
-        5, ge=1, description="a kill loses at most this many steps; the held-out loss is looked at as often"
-    )
-    patience: int | None = Field(
-        3, ge=1, description="training ends after so many looks without a lower held-out loss; null: never"
-    )
-    seed: int = Field(0, ge=0)
-
-
-class LoraSettings(Section):
-    """One low-rank adapter."""
-
-    method: Literal["lora", "qlora", "dora"] = Field(
-        description="qlora: the base is held in NF4, double quantization"
-    )
-    rank: int = Field(16, ge=1)
-    alpha: float = Field(32, gt=0, description="scale is alpha / rank")
-    rank_stabilized: bool = Field(False, description="scale is alpha / sqrt(rank) instead")
-    init: Literal["zero", "loftq"] = Field(
-        "zero",
-        description="zero: the adapter starts without effect; loftq: at the best low-rank repair of what NF4 lost (qlora)",
-    )
-    target_modules: tuple[str, ...] | str = Field(
-        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-        min_length=1,
-        description="names of linear layers, or a regular expression for whole names: '.*layers.[0-9].mlp.*'",
-    )
-    kernels: Literal["none", "compile", "liger", "unsloth"] = Field(
-        "none",
-        description="compile: decoder layers through torch.compile; liger, unsloth: their kernels (CUDA, packages of their own)",
-    )
-
-    @model_validator(mode="after")
-    def _possible(self) -> "LoraSettings":
-        if self.init == "loftq" and self.method != "qlora":
-            raise ValueError("init: loftq repairs what NF4 lost; it goes with method: qlora")
-        if isinstance(self.target_modules, str):
-            try:
-                re.compile(self.target_modules)
-            except re.error as error:
-                raise ValueError(
-                    f"target_modules {self.target_modules!r} is no regular expression ({error}); give one, or a list of names"
-                ) from error
-        return self
-
-    @property
-    def scale(self) -> float:
-        """What the product of the two matrices is multiplied with."""
-        return self.alpha / (self.rank**0.5 if self.rank_stabilized else self.rank)
-
-    @property
-    def label(self) -> str:
-        """Readable and short: "lora", "qlora-loftq-rs"."""
-        parts = [self.method, "loftq" if self.init == "loftq" else "", "rs" if self.rank_stabilized else ""]
-        return "-".join(filter(None, parts))
-
-    def adapts(self, layer: str) -> bool:
-        """Whether a linear layer gets an adapter, by its whole name: "model.layers.0.mlp.up_proj"."""
-        if isinstance(self.target_modules, str):
-            return re.fullmatch(self.target_modules, layer) is not None
-        return layer.rsplit(".", 1)[-1] in self.target_modules
-
-
-class AdaptSettings(Section):
-    """Stage 4: adapters on the user's data, and recovery of what quantization lost."""
-
-    data: str | None = Field(
-        None,
-        description="'text' (the train part of quality.text) or a JSONL file ('text' or chat 'messages'); null: none",
-    )
-    methods: tuple[LoraSettings, ...] = Field((LoraSettings(method="lora"),), min_length=1)
-    training: TrainingSettings = TrainingSettings()
-    recovery: TrainingSettings | None = Field(
-        None,
-        description="training against the challenger's rounded weights with the source as teacher; null: off",
-    )
-
-
-class DistillSettings(Section):
-    """Stage 5: a shallower student from the teacher's logits."""
-
-    layers_fraction: float = Field(0.75, gt=0, le=0.75, description="layers the student keeps")
-    temperature: float = Field(
-        2.0, gt=0, description="T: softens both distributions; the soft loss is scaled by T^2"
-    )
-    alpha: float = Field(
-        0.2, ge=0, le=1, description="weight of the hard cross-entropy; 1 - alpha for the soft loss"
-    )
-    training: TrainingSettings = TrainingSettings()
 
 
 class LedgerSettings(Section):

@@ -9,7 +9,7 @@ gate.
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.schema import AdaptSettings, LoraSettings
+from configs.training import AdaptSettings, LoraSettings
 from tasks.adaptation.data import chat_template_of, training_texts
 from tasks.adaptation.eight_bit import eight_bit_layers
 from tasks.adaptation.lora import merge_adapter, train_adapter

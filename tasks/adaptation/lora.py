@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from configs.schema import LoraSettings, TrainingSettings
+from configs.training import LoraSettings, TrainingSettings
 from tasks.adaptation.loftq import start_at_repair, take_out_repair
 from tasks.serving.memory_peak import MemoryPeak
 from tasks.store.artifact import Artifact

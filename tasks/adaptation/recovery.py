@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from configs.schema import TrainingSettings
+from configs.training import TrainingSettings
 from configs.weights import WeightSettings
 from tasks.adaptation.rounding import check_roundable, straight_through
 from tasks.serving.memory_peak import MemoryPeak

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from configs.schema import DistillSettings
+from configs.training import DistillSettings
 from tasks.serving.memory_peak import MemoryPeak
 from tasks.store.artifact import Artifact
 from tasks.training.checkpoint import (

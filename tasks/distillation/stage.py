@@ -6,7 +6,7 @@ that would be served.
 
 from pathlib import Path
 
-from configs.schema import DistillSettings
+from configs.training import DistillSettings
 from tasks.distillation.distill import distill
 from tasks.distillation.student import choose_layers
 from tasks.release.candidate import Candidate

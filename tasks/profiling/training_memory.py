@@ -1,6 +1,6 @@
 """The memory that training takes, in closed form."""
 
-from configs.schema import LoraSettings, TrainingSettings
+from configs.training import LoraSettings, TrainingSettings
 from tasks.models.checkpoint import Architecture
 from tasks.profiling.matrices import layer_names, linear_matrices
 from tasks.profiling.weight_memory import plain_bytes

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from configs.engine import EngineSettings
 from configs.load import ConfigError
-from configs.schema import Config, ParallelSettings
+from configs.quantize import ParallelSettings
+from configs.schema import Config
 from configs.space import WeightCandidate
 from tasks.data.text import TextSplits
 from tasks.models.checkpoint import Architecture

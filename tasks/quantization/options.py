@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from configs.engine import EngineSettings
-from configs.schema import Config, QuantizeSettings, RequestSettings
+from configs.quantize import QuantizeSettings
+from configs.schema import Config, RequestSettings
 from configs.space import WeightCandidate
 from configs.weights import WeightSettings
 from tasks.quantization.candidate_needs import CandidatePreflight, candidate_name

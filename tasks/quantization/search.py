@@ -11,7 +11,7 @@ import logging
 import time
 
 from configs.engine import EngineSettings
-from configs.schema import QuantizeSettings
+from configs.quantize import QuantizeSettings
 from configs.space import WeightCandidate
 from tasks.compression.build_cost import build_cost, build_metrics
 from tasks.compression.error import CompressionError

@@ -8,7 +8,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from configs.schema import Config, ParallelSettings
+from configs.quantize import ParallelSettings
+from configs.schema import Config
 from tasks.quantization.fan_out import ScreenJob, ScreenMap, check_parallel, screened_alone
 from tasks.quantization.search import quantize
 from tasks.release.candidate import Measurement

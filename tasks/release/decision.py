@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from configs.quality import Margins
-from configs.schema import AdaptSettings, Goals
+from configs.schema import Goals
+from configs.training import AdaptSettings
 from tasks.release.candidate import Candidate, Measurement
 from tasks.release.stage_result import CandidateResult, StageResult
 

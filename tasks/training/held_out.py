@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
 
-from configs.schema import TrainingSettings
+from configs.training import TrainingSettings
 
 BEST, LOOKS = "best.safetensors", "looks.json"
 

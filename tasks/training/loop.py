@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from configs.schema import TrainingSettings
+from configs.training import TrainingSettings
 from tasks.serving.memory_peak import MemoryPeak
 from tasks.training.error import TrainingError
 from tasks.training.held_out import HeldOut

@@ -6,7 +6,7 @@ import pytest
 from peft.tuners.lora import LoraLayer
 from tiny_llama import tiny_llama
 
-from configs.schema import LoraSettings, TrainingSettings
+from configs.training import LoraSettings, TrainingSettings
 from tasks.adaptation.lora import with_adapter
 from tasks.models.checkpoint import Architecture, read_architecture
 from tasks.profiling.training_memory import lora_parameters

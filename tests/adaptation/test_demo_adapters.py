@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from configs.quality import TextSettings
-from configs.schema import LoraSettings, TrainingSettings
+from configs.training import LoraSettings, TrainingSettings
 from tasks.adaptation.lora import merge_adapter, train_adapter
 from tasks.data.text import split_text
 from tasks.store.artifact import Artifact

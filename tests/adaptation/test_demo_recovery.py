@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from configs.quality import TextSettings
-from configs.schema import TrainingSettings
+from configs.training import TrainingSettings
 from configs.weights import WeightSettings
 from tasks.adaptation.recovery import recover
 from tasks.adaptation.rounding import rounded

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_llama import TEXTS, tiny_llama
 
-from configs.schema import LoraSettings, TrainingSettings
+from configs.training import LoraSettings, TrainingSettings
 from tasks.adaptation.loftq import start_at_repair, take_out_repair
 from tasks.adaptation.lora import merge_adapter, train_adapter, with_adapter
 from tasks.store.artifact import Artifact

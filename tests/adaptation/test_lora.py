@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_llama import TEXTS, as_artifact, tiny_llama
 
-from configs.schema import LoraSettings, TrainingSettings
+from configs.training import LoraSettings, TrainingSettings
 from tasks.adaptation.lora import merge_adapter, train_adapter
 from tasks.models.checkpoint import read_architecture
 from tasks.profiling.training_memory import lora_parameters

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_llama import TEXTS, tiny_llama
 
-from configs.schema import TrainingSettings
+from configs.training import TrainingSettings
 from configs.weights import WeightSettings
 from tasks.adaptation.recovery import RoundedLinear, recover, restore_linear_layers, round_linear_layers
 from tasks.adaptation.rounding import rounded

@@ -9,7 +9,8 @@ from fake_rollout import INT8, measured
 
 import tasks.batching.tune as tune
 from configs.model import FolderSource, ModelSettings
-from configs.schema import BatchingSettings, Config, Goals, QuantizeSettings
+from configs.quantize import QuantizeSettings
+from configs.schema import BatchingSettings, Config, Goals
 from tasks.models.checkpoint import Architecture
 from tasks.quality.verdict import GateVerdict
 from tasks.release.judging import Judgement

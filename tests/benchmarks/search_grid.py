@@ -16,7 +16,8 @@ from typing import TypeVar
 import psutil
 
 from configs.quality import Margins, QualitySettings, TextSettings
-from configs.schema import Config, QuantizeSettings, RequestSettings
+from configs.quantize import QuantizeSettings
+from configs.schema import Config, RequestSettings
 from flows.offline import prepare_environment
 from tasks.compression.build import resolve_weights
 from tasks.compression.build_cost import build_cost

@@ -8,7 +8,7 @@ import pytest
 from configs.engine import EngineSettings
 from configs.engine_formats import why_impossible
 from configs.load import ConfigError, load_config
-from configs.schema import QuantizeSettings
+from configs.quantize import QuantizeSettings
 from configs.space import QuantizeSpace
 from configs.weights import WeightSettings
 from tasks.compression import onnx_rules, openvino_checks

@@ -7,7 +7,7 @@ import torch
 from tiny_llama import as_artifact
 
 from configs.quality import TextSettings
-from configs.schema import DistillSettings, TrainingSettings
+from configs.training import DistillSettings, TrainingSettings
 from tasks.data.text import split_text
 from tasks.distillation.distill import distill
 from tasks.distillation.student import choose_layers

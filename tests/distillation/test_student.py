@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_llama import TEXTS, as_artifact, tiny_llama
 
-from configs.schema import DistillSettings, TrainingSettings
+from configs.training import DistillSettings, TrainingSettings
 from tasks.distillation.distill import distill
 from tasks.distillation.student import block_influence, choose_layers
 from tasks.store.artifact import Artifact

@@ -3,7 +3,8 @@
 import pytest
 
 from configs.engine import EngineSettings, SchedulerSettings
-from configs.schema import LoraSettings, RequestSettings, TrainingSettings
+from configs.schema import RequestSettings
+from configs.training import LoraSettings, TrainingSettings
 from configs.weights import WeightSettings
 from tasks.models.checkpoint import Architecture
 from tasks.profiling.cache_memory import allocated_cache_bytes

@@ -12,7 +12,8 @@ from tiny_llama import tiny_llama
 from configs.engine import EngineSettings
 from configs.load import ConfigError
 from configs.model import FolderSource, ModelSettings
-from configs.schema import Config, ParallelSettings
+from configs.quantize import ParallelSettings
+from configs.schema import Config
 from configs.space import WeightCandidate
 from tasks.quantization import fan_out, search
 from tasks.quantization.fan_out import ScreenJob, check_parallel, screened_alone

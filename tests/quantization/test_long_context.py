@@ -9,7 +9,8 @@ from tiny_llama import tiny_llama
 from configs.engine import EngineSettings
 from configs.load import ConfigError
 from configs.model import FolderSource, ModelSettings
-from configs.schema import Config, QuantizeSettings
+from configs.quantize import QuantizeSettings
+from configs.schema import Config
 from configs.weights import WeightSettings
 from tasks.engines.protocol import EngineError
 from tasks.models.checkpoint import Architecture

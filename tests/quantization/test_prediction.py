@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from configs.schema import QuantizeSettings
+from configs.quantize import QuantizeSettings
 from tasks.quantization.options import Option, served
 from tasks.quantization.prediction import DIVERGENCE, ESTIMATE_NOISE, SPEED
 

@@ -6,7 +6,8 @@ import pytest
 
 from configs.load import ConfigError
 from configs.model import FolderSource, ModelSettings
-from configs.schema import Config, QuantizeSettings
+from configs.quantize import QuantizeSettings
+from configs.schema import Config
 from flows.failures import bad_input
 from tasks.compression.build_cost import BuildCost, _asked_key
 from tasks.models.checkpoint import Architecture

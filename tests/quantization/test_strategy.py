@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from configs.schema import QuantizeSettings
+from configs.quantize import QuantizeSettings
 from tasks.quantization.front import growth, hypervolume, pareto
 from tasks.quantization.options import Option, served
 from tasks.quantization.strategy import Step, Strategy

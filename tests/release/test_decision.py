@@ -4,7 +4,8 @@ import pytest
 from fake_rollout import ADAPTED, BATCHED, INT4, INT8, MEASURED, RESULTS, SOURCE, tried
 
 from configs.quality import Margins
-from configs.schema import AdaptSettings, Goals, TrainingSettings
+from configs.schema import Goals
+from configs.training import AdaptSettings, TrainingSettings
 from tasks.release.decision import adaptation_purpose, challenger, missed_goals, overall, worth_judging
 from tasks.release.progress import Progress
 from tasks.release.stage_result import CandidateResult, StageResult

@@ -8,7 +8,7 @@ import torch
 from killed_training import batch_loss
 from tiny_llama import TEXTS, tiny_llama
 
-from configs.schema import TrainingSettings
+from configs.training import TrainingSettings
 from tasks.serving.memory_peak import MemoryPeak
 from tasks.store.artifact import Artifact
 from tasks.training.checkpoint import load_model, load_tokenizer

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_llama import TEXTS, tiny_llama
 
-from configs.schema import LoraSettings, TrainingSettings
+from configs.training import LoraSettings, TrainingSettings
 from tasks.adaptation.lora import train_adapter
 from tasks.training import kernels
 from tasks.training.error import TrainingError

@@ -1,0 +1,108 @@
+"""Stages 4 and 5: training, the adapters and the student that are trained."""
+
+import re
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from configs.section import Section
+
+
+class TrainingSettings(Section):
+    """The part of training that adaptation and distillation share."""
+
+    steps: int = Field(12, ge=1, description="optimizer steps")
+    batch_sequences: int = Field(4, ge=1, description="packed sequences a step")
+    sequence_tokens: int = Field(128, ge=16, description="tokens of a packed sequence")
+    learning_rate: float = Field(5e-4, gt=0, description="peak; linear warm-up, then cosine to zero")
+    warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    autocast: Literal["none", "bf16"] = Field("bf16", description="mixed precision")
+    checkpoint_steps: int = Field(
+        5, ge=1, description="a kill loses at most this many steps; the held-out loss is looked at as often"
+    )
+    patience: int | None = Field(
+        3, ge=1, description="training ends after so many looks without a lower held-out loss; null: never"
+    )
+    seed: int = Field(0, ge=0)
+
+
+class LoraSettings(Section):
+    """One low-rank adapter."""
+
+    method: Literal["lora", "qlora", "dora"] = Field(
+        description="qlora: the base is held in NF4, double quantization"
+    )
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0, description="scale is alpha / rank")
+    rank_stabilized: bool = Field(False, description="scale is alpha / sqrt(rank) instead")
+    init: Literal["zero", "loftq"] = Field(
+        "zero",
+        description="zero: the adapter starts without effect; loftq: at the best low-rank repair of what NF4 lost (qlora)",
+    )
+    target_modules: tuple[str, ...] | str = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        min_length=1,
+        description="names of linear layers, or a regular expression for whole names: '.*layers.[0-9].mlp.*'",
+    )
+    kernels: Literal["none", "compile", "liger", "unsloth"] = Field(
+        "none",
+        description="compile: decoder layers through torch.compile; liger, unsloth: their kernels (CUDA, packages of their own)",
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> "LoraSettings":
+        if self.init == "loftq" and self.method != "qlora":
+            raise ValueError("init: loftq repairs what NF4 lost; it goes with method: qlora")
+        if isinstance(self.target_modules, str):
+            try:
+                re.compile(self.target_modules)
+            except re.error as error:
+                raise ValueError(
+                    f"target_modules {self.target_modules!r} is no regular expression ({error}); give one, or a list of names"
+                ) from error
+        return self
+
+    @property
+    def scale(self) -> float:
+        """What the product of the two matrices is multiplied with."""
+        return self.alpha / (self.rank**0.5 if self.rank_stabilized else self.rank)
+
+    @property
+    def label(self) -> str:
+        """Readable and short: "lora", "qlora-loftq-rs"."""
+        parts = [self.method, "loftq" if self.init == "loftq" else "", "rs" if self.rank_stabilized else ""]
+        return "-".join(filter(None, parts))
+
+    def adapts(self, layer: str) -> bool:
+        """Whether a linear layer gets an adapter, by its whole name: "model.layers.0.mlp.up_proj"."""
+        if isinstance(self.target_modules, str):
+            return re.fullmatch(self.target_modules, layer) is not None
+        return layer.rsplit(".", 1)[-1] in self.target_modules
+
+
+class AdaptSettings(Section):
+    """Stage 4: adapters on the user's data, and recovery of what quantization lost."""
+
+    data: str | None = Field(
+        None,
+        description="'text' (the train part of quality.text) or a JSONL file ('text' or chat 'messages'); null: none",
+    )
+    methods: tuple[LoraSettings, ...] = Field((LoraSettings(method="lora"),), min_length=1)
+    training: TrainingSettings = TrainingSettings()
+    recovery: TrainingSettings | None = Field(
+        None,
+        description="training against the challenger's rounded weights with the source as teacher; null: off",
+    )
+
+
+class DistillSettings(Section):
+    """Stage 5: a shallower student from the teacher's logits."""
+
+    layers_fraction: float = Field(0.75, gt=0, le=0.75, description="layers the student keeps")
+    temperature: float = Field(
+        2.0, gt=0, description="T: softens both distributions; the soft loss is scaled by T^2"
+    )
+    alpha: float = Field(
+        0.2, ge=0, le=1, description="weight of the hard cross-entropy; 1 - alpha for the soft loss"
+    )
+    training: TrainingSettings = TrainingSettings()
