@@ -44,7 +44,7 @@ class Searched:
     def run(self, *, space: str = SPACE, candidates: str = "[]", more: str = "") -> RolloutSummary:
         recipe = self.world.root / "space.yaml"
         text = test_branches.CONFIG.format(
-            model=self.world.model, goals="{}", candidates=f"{candidates}, space: {space}", more=more
+            model=self.world.model, goals="{}", candidates=f"{candidates}, space: {space}", more=more, tries=1
         )
         recipe.write_text(text)
         self.world.opened, self.stage = 0, None
