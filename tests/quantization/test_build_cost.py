@@ -31,10 +31,10 @@ def build(store: Store, checkpoint, growing_mib: int):
 
 
 def test_a_build_is_measured_beside_its_prediction(store, checkpoint):
-    artifact = build(store, checkpoint, 96)
+    artifact = build(store, checkpoint, 512)
     cost = build_cost(store, artifact.digest)
     assert cost is not None
-    assert cost.peak_mib >= 90
+    assert cost.peak_mib >= 480  # pages that are shared with processes which come and go move it by some MiB
     assert cost == expected_cost(store, checkpoint, "onnxruntime", INT8)
     metrics = build_metrics(cost)
     assert metrics["mem/build_error_fraction"] == pytest.approx(
