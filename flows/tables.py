@@ -101,8 +101,14 @@ def doctor(found: Availability) -> None:
     console.print(
         f"{machine.system}, Python {machine.python}; {' '.join(machine.cpu_features) or 'no fast instruction sets'}"
     )
+    rates = found.rates
+    speed = (
+        f", multiplies at {rates.bf16_gflops:.0f} GFLOPS on one thread, f32 at {rates.f32_gflops:.0f}"
+        if rates
+        else ""
+    )
     console.print(
-        f"bf16 {'native' if machine.bf16 else 'not native'}; NVIDIA driver {'loaded' if machine.cuda else 'absent'}"
+        f"bf16 {'native' if machine.bf16 else 'not native'}{speed}; NVIDIA driver {'loaded' if machine.cuda else 'absent'}"
     )
     table = _table("engine", "works", "devices", "versions", "what it needs")
     for row in found.engines:

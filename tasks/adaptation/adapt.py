@@ -15,6 +15,7 @@ from tasks.adaptation.eight_bit import eight_bit_layers
 from tasks.adaptation.lora import merge_adapter, train_adapter
 from tasks.adaptation.recovery import recover
 from tasks.quality.gate import Improvement
+from tasks.release.autocast import decide_autocast
 from tasks.release.candidate import Candidate
 from tasks.release.judging import (
     describe_gain,
@@ -102,9 +103,9 @@ def recover_challenger(workspace: Workspace, settings: AdaptSettings, challenger
     Raises:
         TrainingError, EngineError, QualityError, StoreError: the stage cannot be completed.
     """
-    training = settings.recovery
-    if training is None:
+    if settings.recovery is None:
         raise ValueError("adapt.recovery is not configured")
+    training = decide_autocast(workspace, settings.recovery)
     texts = tuple(section.text for section in workspace.splits.train)
     # A mixed-precision artifact keeps some layers at 8 bits; training has to round the same ones alike.
     eight_bit = (
@@ -160,7 +161,8 @@ def _adapt(
     texts: tuple[str, ...],
     release: Candidate,
 ) -> Adapted:
-    training, held_out = settings.training, tuple(section.text for section in workspace.splits.search)
+    training = decide_autocast(workspace, settings.training)
+    held_out = tuple(section.text for section in workspace.splits.search)
     recipe = {
         "step": "adapt",
         "lora": lora.model_dump(mode="json"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from configs.training import DistillSettings
 from tasks.distillation.distill import distill
 from tasks.distillation.student import choose_layers
+from tasks.release.autocast import decide_autocast
 from tasks.release.candidate import Candidate
 from tasks.release.judging import describe_gain, gain_metrics, held_out_gain, judge_candidate
 from tasks.release.measuring import make_candidate, measure_candidate
@@ -30,6 +31,8 @@ def distill_student(workspace: Workspace, settings: DistillSettings, release: Ca
     """
     start = _pruned(workspace, settings)
     texts = tuple(section.text for section in workspace.splits.train)
+    training = decide_autocast(workspace, settings.training)
+    settings = settings.model_copy(update={"training": training})
     recipe = {"step": "distill", "settings": settings.model_dump(mode="json")}
     student, log = trained(
         workspace.store, workspace.derived, "checkpoint", start, recipe, texts, settings.training.seed, CODE,

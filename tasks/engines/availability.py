@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from configs.engine import EngineName
+from tasks.engines.arithmetic import MultiplyRates, multiply_rates
 from tasks.store.record import Record
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8")
@@ -78,15 +79,24 @@ class Machine(Record):
 
 
 class Availability(Record):
-    """The machine and its engines."""
+    """The machine and its engines.
+
+    Attributes:
+        rates: of multiplying; None where torch does not work.
+    """
 
     machine: Machine
+    rates: MultiplyRates | None
     engines: tuple[EngineAvailability, ...]
 
 
 def probe() -> Availability:
     """Try every engine; takes some seconds each."""
-    return Availability(machine=probe_machine(), engines=tuple(probe_engine(engine) for engine in _PACKAGES))
+    engines = tuple(probe_engine(engine) for engine in _PACKAGES)
+    torch_works = any(each.engine == "transformers" and each.works for each in engines)
+    return Availability(
+        machine=probe_machine(), rates=multiply_rates() if torch_works else None, engines=engines
+    )
 
 
 def probe_machine() -> Machine:

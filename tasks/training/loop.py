@@ -59,6 +59,8 @@ def train(
     Raises:
         TrainingError: a loss or gradient was not finite and there is no good state, or nothing is trainable.
     """
+    if settings.autocast == "auto":
+        raise ValueError("autocast: auto has to be decided for this machine before anything is trained")
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if trainable == 0:
         raise TrainingError("no parameter is trainable; name linear layers of this model in target_modules")

@@ -15,7 +15,9 @@ from tasks.training.checkpoint import load_model, load_tokenizer
 pytestmark = pytest.mark.model
 
 SPLITS = split_text(TextSettings(source="pydoc"), seed=0)
-TRAINING = TrainingSettings(steps=3, batch_sequences=4, sequence_tokens=64, learning_rate=1e-3)
+TRAINING = TrainingSettings(
+    autocast="bf16", steps=3, batch_sequences=4, sequence_tokens=64, learning_rate=1e-3
+)
 
 
 def held_out_loss(folder: Path) -> float:

@@ -37,7 +37,9 @@ def test_four_steps_lower_the_divergence_of_int4(demo_checkpoint: Artifact, tmp_
         total = sum(divergence(a, b).item() for a, b in zip(student, teacher, strict=True))
         return total / sum(ids.numel() for ids in inputs)
 
-    training = TrainingSettings(steps=4, batch_sequences=4, sequence_tokens=64, checkpoint_steps=50)
+    training = TrainingSettings(
+        autocast="bf16", steps=4, batch_sequences=4, sequence_tokens=64, checkpoint_steps=50
+    )
     texts = [section.text for section in splits.train]
     log = recover(demo_checkpoint, texts, INT4, training, tmp_path / "out", tmp_path / "scratch")
 

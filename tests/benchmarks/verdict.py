@@ -3,8 +3,9 @@
 Work: `ext_arc_easy`, `ext_piqa` and `ext_hellaswag` of the data beside the project, 500 rows each; the demo model. lm-eval scores
 the source in float32 and in bfloat16, task by task; a second model of the same shape costs it the same, so its time counts twice. We
 judge an int8 candidate on all rows, the same with early stopping, and plain int4 with early stopping, each from an empty memory:
-source and candidate, text (perplexity, KL) and tasks, the engines' start included. Both compute in bf16, as OpenVINO does by default on
-such a processor; once more with the source in f32, whose answers are compared with lm-eval's. lm-eval's runs stand between ours.
+source and candidate, text (perplexity, KL) and tasks, the engines' start included. Both compute in the type that this machine
+multiplies faster (`keiryo doctor` tells it). The answers of a source in f32 are compared with lm-eval's; where bf16 is the faster type,
+those of a decision of its own. lm-eval's runs stand between ours.
 """
 
 import logging
@@ -23,6 +24,7 @@ from configs.quality import Margins, QualitySettings, SequentialSettings, TaskSe
 from configs.schema import Config
 from configs.weights import WeightSettings
 from flows.offline import prepare_environment
+from tasks.engines.arithmetic import multiply_rates
 from tasks.quality.samples import Samples
 from tasks.release import judging
 from tasks.release.judging import Judgement, judge_candidate
@@ -41,6 +43,7 @@ FORMATS = {
     "int8": WeightSettings(bits=8, symmetric=False),
     "int4": WeightSettings(bits=4, group_size=64),
 }
+Compute = Literal["f32", "bf16"]
 Row = dict[str, Any]
 
 
@@ -55,11 +58,13 @@ def main() -> None:
         prepare_environment(Path(folder), hub=False, threads=THREADS)
         tasks = Path(folder) / "ext"
         subprocess.run([sys.executable, DATA / "make_tasks.py", tasks], check=True, stdout=subprocess.DEVNULL)
-        early = make_workspace(_config(tasks, items, "planned", "bf16"))
-        whole = make_workspace(_config(tasks, items, "none", "bf16"))
+        rates = multiply_rates()
+        fast: Compute = "bf16" if rates.bf16_gflops > rates.f32_gflops else "f32"
+        early = make_workspace(_config(tasks, items, "planned", fast))
+        whole = make_workspace(_config(tasks, items, "none", fast))
         exact = make_workspace(_config(tasks, items, "none", "f32"))
         for weights in FORMATS.values():
-            make_candidate(early, early.source, _engine("bf16", "u8"), weights)
+            make_candidate(early, early.source, _engine(fast, "u8"), weights)
         source_candidate(early, early.config.quality.reference)
         peers = {name: _Peer(early.source.folder, name) for name in ("float32", "bfloat16")}
         peers["float32"].score(tasks, NAMES[:2], items)
@@ -69,14 +74,17 @@ def main() -> None:
         peers["bfloat16"].score(tasks, NAMES[:2], items)
         decided["int8, all rows"] = _judge(whole, "int8")
         peers["bfloat16"].score(tasks, NAMES[2:], items)
-        decided["int8, all rows, f32 source"] = _judge(exact, "int8")
+        judged_exactly = decided["int8, all rows"]
+        if fast != "f32":
+            judged_exactly = decided["int8, all rows, f32 source"] = _judge(exact, "int8")
         rows = [each for name, run in decided.items() for each in run.rows(name)]
         rows += [each for peer in peers.values() for each in peer.rows()]
         path = write("verdict", rows, _ratios(peers, decided))
         with path.open("a", encoding="utf-8") as file:
-            file.writelines(
-                _agreement(exact, decided["int8, all rows, f32 source"].judgement, peers["float32"])
+            file.write(
+                f"\nKeiryo computed in {fast}: here f32 multiplies at {rates.f32_gflops:.0f} GFLOPS, bf16 at {rates.bf16_gflops:.0f}.\n"
             )
+            file.writelines(_agreement(exact, judged_exactly.judgement, peers["float32"]))
         print(path.read_text(encoding="utf-8"))
 
 
@@ -162,7 +170,8 @@ def _judge(workspace: Workspace, weights: str) -> _Run:
 
     judging.CandidateScores = Timed  # type: ignore[misc]
     try:
-        candidate = make_candidate(workspace, workspace.source, _engine("bf16", "u8"), FORMATS[weights])
+        compute = workspace.config.quality.reference.compute
+        candidate = make_candidate(workspace, workspace.source, _engine(compute, "u8"), FORMATS[weights])
         began_s = time.perf_counter()
         judgement = judge_candidate(workspace, candidate, "preserve")
         return _Run(judgement, time.perf_counter() - began_s, parts)
@@ -211,7 +220,7 @@ def _drawn(name: str, items: int) -> list[int]:
     return order[:items]
 
 
-def _engine(compute: Literal["f32", "bf16"], kv_cache: Literal["f32", "bf16", "u8"]) -> EngineSettings:
+def _engine(compute: Compute, kv_cache: Literal["f32", "bf16", "u8"]) -> EngineSettings:
     """OpenVINO; with a u8 cache as its CPU plugin serves by default: activations in int8, groups of 32."""
     group = 32 if kv_cache == "u8" else 0
     return EngineSettings(
@@ -219,7 +228,7 @@ def _engine(compute: Literal["f32", "bf16"], kv_cache: Literal["f32", "bf16", "u
     )
 
 
-def _config(tasks: Path, items: int, kind: str, compute: Literal["f32", "bf16"]) -> Config:
+def _config(tasks: Path, items: int, kind: str, compute: Compute) -> Config:
     quality = QualitySettings(
         text=TextSettings(section_characters=400, gate_sections=60),
         tasks=TaskSettings(pack=str(tasks), names=NAMES, items=items),

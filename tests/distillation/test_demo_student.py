@@ -25,7 +25,9 @@ def test_a_student_of_three_quarters_of_the_layers(demo_checkpoint: Artifact, tm
     assert len(keep) == 22
     start = tmp_path / "start"
     prune_layers(demo_checkpoint, keep, start)
-    training = TrainingSettings(steps=4, batch_sequences=4, sequence_tokens=96, checkpoint_steps=10)
+    training = TrainingSettings(
+        autocast="bf16", steps=4, batch_sequences=4, sequence_tokens=96, checkpoint_steps=10
+    )
     settings = DistillSettings(training=training)
     log = distill(
         demo_checkpoint, as_artifact(start), texts, settings, tmp_path / "out", tmp_path / "scratch"

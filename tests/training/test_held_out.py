@@ -18,7 +18,13 @@ from tasks.training.loop import BatchLoss, train
 from tasks.training.packing import PackedText, pack, pack_held_out
 
 SETTINGS = TrainingSettings(
-    steps=12, batch_sequences=2, sequence_tokens=32, learning_rate=3e-3, warmup_fraction=0, checkpoint_steps=2
+    autocast="bf16",
+    steps=12,
+    batch_sequences=2,
+    sequence_tokens=32,
+    learning_rate=3e-3,
+    warmup_fraction=0,
+    checkpoint_steps=2,
 )
 
 

@@ -21,7 +21,7 @@ from tasks.training.loop import BatchLoss, train
 from tasks.training.packing import pack
 
 SETTINGS = TrainingSettings(
-    steps=8, batch_sequences=2, sequence_tokens=32, learning_rate=3e-3, warmup_fraction=0.25
+    autocast="bf16", steps=8, batch_sequences=2, sequence_tokens=32, learning_rate=3e-3, warmup_fraction=0.25
 )
 
 
