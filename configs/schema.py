@@ -1,6 +1,7 @@
 """The whole configuration of a rollout."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -13,7 +14,7 @@ from configs.quality import REFERENCE, QualitySettings
 from configs.quantize import QuantizeSettings
 from configs.section import Section
 from configs.speculation import SpeculationSearch
-from configs.training import AdaptSettings, DistillSettings
+from configs.training import AdaptSettings, DatasetSource, DistillSettings
 from configs.tuning import SchedulerGrid, TuningSettings
 
 
@@ -194,7 +195,7 @@ class Config(Section):
 
     @property
     def needs_hub(self) -> bool:
-        """Whether the model or the tasks come from the Hugging Face hub."""
+        """Whether the model, the tasks or the training rows come from the Hugging Face hub."""
         models = [self.model]
         if (
             self.judge is not None
@@ -203,4 +204,9 @@ class Config(Section):
         ):
             models.append(self.judge.provider.model)
         hub_tasks = self.quality.tasks.pack is None and self.quality.margins.accuracy is not None
-        return hub_tasks or any(model.source.kind == "hub" for model in models)
+        hub_rows = (
+            self.adapt is not None
+            and isinstance(self.adapt.data, DatasetSource)
+            and not Path(self.adapt.data.dataset).is_dir()
+        )
+        return hub_tasks or hub_rows or any(model.source.kind == "hub" for model in models)

@@ -83,12 +83,26 @@ class LoraSettings(Section):
         return layer.rsplit(".", 1)[-1] in self.target_modules
 
 
+class DatasetSource(Section):
+    """Training rows of a dataset of the Hugging Face hub, or of a local folder of Parquet, JSON or CSV files."""
+
+    dataset: str = Field(min_length=1, description="id on the hub, or a folder")
+    config: str | None = Field(None, description="configuration (subset) of the dataset")
+    split: str = Field("train", min_length=1, description="split, or a slice of one: 'train[:1000]'")
+    revision: str = Field("main", description="branch, tag or commit on the hub")
+
+
 class AdaptSettings(Section):
     """Stage 4: adapters on the user's data, and recovery of what quantization lost."""
 
-    data: str | None = Field(
+    data: str | DatasetSource | None = Field(
         None,
-        description="'text' (the train part of quality.text) or a JSONL file ('text' or chat 'messages'); null: none",
+        description=(
+            "'text' (the train part of quality.text), a JSONL file or a dataset, whose rows have 'text' or chat 'messages'; null: none"
+        ),
+    )
+    allow_leakage: bool = Field(
+        False, description="train even on rows that repeat items of the gate; refused otherwise"
     )
     methods: tuple[LoraSettings, ...] = Field((LoraSettings(method="lora"),), min_length=1)
     training: TrainingSettings = TrainingSettings()

@@ -14,6 +14,7 @@ def bad_input() -> tuple[type[Exception], ...]:
     from configs.load import ConfigError
     from tasks.behaviour.error import BehaviourError
     from tasks.data.text_error import TextError
+    from tasks.data.training_rows import DataError
     from tasks.judging.error import DecisionError, LabelError
     from tasks.models.errors import ModelSourceError
     from tasks.quality.planning import PlanError
@@ -23,6 +24,7 @@ def bad_input() -> tuple[type[Exception], ...]:
     kinds: tuple[type[Exception], ...] = (
         BehaviourError,
         ConfigError,
+        DataError,
         DecisionError,
         LabelError,
         ModelSourceError,
@@ -31,10 +33,6 @@ def bad_input() -> tuple[type[Exception], ...]:
         TextError,
         TraceError,
     )
-    if "tasks.adaptation.data" in sys.modules:
-        from tasks.adaptation.data import DataError
-
-        kinds += (DataError,)
     # The registry and run look-ups import mlflow; without it loaded none of their errors can have been raised.
     if "mlflow" in sys.modules:
         from tasks.tracking.query import UnknownRun

@@ -6,14 +6,20 @@ the artifact that would be served, must be lower with confidence. A recovered mo
 gate.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.training import AdaptSettings, LoraSettings
-from tasks.adaptation.data import chat_template_of, training_texts
+from configs.training import AdaptSettings, LoraSettings, TrainingSettings
+from tasks.adaptation.adapter_parity import check_adapter
+from tasks.adaptation.chat_template import chat_template_of
 from tasks.adaptation.eight_bit import eight_bit_layers
 from tasks.adaptation.lora import merge_adapter, train_adapter
+from tasks.adaptation.model_card import NAME as CARD
+from tasks.adaptation.model_card import model_card
 from tasks.adaptation.recovery import recover
+from tasks.data.training_rows import training_texts
+from tasks.profiling.training_memory import training_budget
 from tasks.quality.gate import Improvement
 from tasks.release.autocast import decide_autocast
 from tasks.release.candidate import Candidate
@@ -26,11 +32,12 @@ from tasks.release.judging import (
 )
 from tasks.release.measuring import make_candidate, measure_candidate
 from tasks.release.stage_result import CandidateResult, StageResult
+from tasks.release.training_data import leakage_metrics, search_texts, source_name, training_rows
 from tasks.release.workspace import Workspace
 from tasks.store.artifact import Artifact
 from tasks.store.digest import code_digest, digest_of
-from tasks.training.checkpoint import load_tokenizer
 from tasks.training.log import TrainingLog
+from tasks.training.losses import CHUNK_TOKENS
 from tasks.training.sealed import curve_csv, trained, training_metrics
 
 CODE = ("tasks/adaptation",)
@@ -45,12 +52,18 @@ class Adapted:
         log: of the training.
         result: the artifact that would be served, its measurement, and its figures on the search split.
         gain: its held-out loss against the source's.
+        training: what it was trained with, `autocast` decided.
+        adapter: what was trained.
+        merged: the checkpoint that the artifact was made from.
     """
 
     lora: LoraSettings
     log: TrainingLog
     result: CandidateResult
     gain: Improvement
+    training: TrainingSettings
+    adapter: Artifact
+    merged: Artifact
 
     @property
     def candidate(self) -> Candidate:
@@ -66,9 +79,10 @@ def adapt_to_data(workspace: Workspace, settings: AdaptSettings, release: Candid
     Raises:
         TrainingError, EngineError, QualityError, StoreError: the stage cannot be completed.
     """
-    texts = _texts(workspace, settings.data or "text")
+    texts = training_texts(training_rows(workspace), chat_template_of(workspace.source.folder))
     tried = [_adapt(workspace, settings, lora, texts, release) for lora in settings.methods]
     best = min(tried, key=lambda each: each.result.screen["perplexity_delta_fraction"])
+    parity = check_adapter(workspace, best.adapter, best.merged)
     judged = judge_candidate(workspace, best.candidate, "tasks")
     verdict = judged.verdict if judged.verdict != "PASS" or best.gain.improved else "INCONCLUSIVE"
     losses = "; ".join(f"{each.lora.label} {describe_gain(each.gain)}" for each in tried)
@@ -76,7 +90,9 @@ def adapt_to_data(workspace: Workspace, settings: AdaptSettings, release: Candid
         f"train/{name}": value
         for each in tried
         for name, value in (
-            training_metrics(each.lora.label, each.log) | gain_metrics(each.gain, each.lora.label)
+            training_metrics(each.lora.label, each.log)
+            | gain_metrics(each.gain, each.lora.label)
+            | _memory_metrics(workspace, each)
         ).items()
     }
     return StageResult(
@@ -91,9 +107,12 @@ def adapt_to_data(workspace: Workspace, settings: AdaptSettings, release: Candid
         samples=judged.samples,
         provisional=judged.provisional,
         metrics=metrics
+        | leakage_metrics(workspace)
+        | parity.metrics
         | judged.metrics
         | {f"quality/{name}": value for name, value in gain_metrics(best.gain).items()},
         text=judged.text | {f"training_{each.lora.label}.csv": curve_csv(each.log) for each in tried},
+        artifacts={"adapter": best.adapter.digest},
     )
 
 
@@ -147,13 +166,6 @@ def recover_challenger(workspace: Workspace, settings: AdaptSettings, challenger
     )
 
 
-def _texts(workspace: Workspace, data: str) -> tuple[str, ...]:
-    sections = [section.text for section in workspace.splits.train]
-    if data == "text":
-        return tuple(sections)
-    return training_texts(data, sections, chat_template_of(load_tokenizer(workspace.source.folder)))
-
-
 def _adapt(
     workspace: Workspace,
     settings: AdaptSettings,
@@ -162,19 +174,34 @@ def _adapt(
     release: Candidate,
 ) -> Adapted:
     training = decide_autocast(workspace, settings.training)
-    held_out = tuple(section.text for section in workspace.splits.search)
+    held_out = search_texts(workspace)
     recipe = {
         "step": "adapt",
         "lora": lora.model_dump(mode="json"),
         "training": training.model_dump(mode="json"),
         "held_out": digest_of(list(held_out)),
+        "data": source_name(workspace),
     }
+
+    def train(out: Path, scratch: Path) -> TrainingLog:
+        log = train_adapter(workspace.source, texts, lora, training, out, scratch, held_out)
+        (out / CARD).write_text(_card(workspace, texts, lora, training, log), encoding="utf-8")
+        return log
+
     adapter, log = trained(
-        workspace.store, workspace.derived, "adapter", workspace.source, recipe, texts, training.seed, CODE,
-        lambda out, scratch: train_adapter(workspace.source, texts, lora, training, out, scratch, held_out),
-    )  # fmt: skip
+        workspace.store,
+        workspace.derived,
+        "adapter",
+        workspace.source,
+        recipe,
+        texts,
+        training.seed,
+        CODE,
+        train,
+    )
+    merged = _merge(workspace, adapter)
     candidate = make_candidate(
-        workspace, _merge(workspace, adapter), release.engine, release.format, note=f", {lora.label} merged"
+        workspace, merged, release.engine, release.format, note=f", {lora.label} merged"
     )
     result = CandidateResult(
         name=candidate.name,
@@ -182,7 +209,36 @@ def _adapt(
         measurement=measure_candidate(workspace, candidate),
         screen=screen_candidate(workspace, candidate),
     )
-    return Adapted(lora, log, result, held_out_gain(workspace, None, candidate))
+    gain = held_out_gain(workspace, None, candidate)
+    return Adapted(lora, log, result, gain, training, adapter, merged)
+
+
+def _card(
+    workspace: Workspace,
+    texts: Sequence[str],
+    lora: LoraSettings,
+    training: TrainingSettings,
+    log: TrainingLog,
+) -> str:
+    return model_card(
+        model=workspace.config.model.name,
+        base_digest=workspace.source.digest,
+        data=source_name(workspace),
+        data_digest=digest_of(list(texts)),
+        documents=len(texts),
+        lora=lora,
+        training=training,
+        log=log,
+    )
+
+
+def _memory_metrics(workspace: Workspace, each: Adapted) -> dict[str, float]:
+    """The closed form of the training's peak beside the measured one."""
+    budget = training_budget(workspace.architecture, each.training, each.lora, logit_tokens=CHUNK_TOKENS)
+    predicted_mib = budget.total_bytes / 2**20
+    error = {"peak_error_fraction": predicted_mib / each.log.peak_mib - 1} if each.log.peak_mib > 0 else {}
+    named = {"predicted_mib": predicted_mib} | error
+    return {f"{each.lora.label}/{name}": value for name, value in named.items()}
 
 
 def _merge(workspace: Workspace, adapter: Artifact) -> Artifact:

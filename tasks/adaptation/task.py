@@ -1,7 +1,5 @@
 """The Prefect task of the adapt stage."""
 
-from pathlib import Path
-
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -10,8 +8,8 @@ from tasks.release.conduct import judging_inputs
 from tasks.release.decision import AdaptationPurpose
 from tasks.release.stage_memory import remembered_stage
 from tasks.release.stage_result import StageResult
+from tasks.release.training_data import rows_digest
 from tasks.release.workspace import Workspace
-from tasks.store.digest import sha256_file
 from tasks.tracking.rollout_run import RolloutRun
 
 
@@ -31,9 +29,13 @@ def adapt_stage(
 
         return (adapt_to_data if purpose == "data" else recover_challenger)(workspace, settings, start)
 
-    data = Path(settings.data) if settings.data not in (None, "text") else None
-    rows = (
-        sha256_file(data) if data is not None and data.is_file() else None
-    )  # a missing file is told by the stage
-    inputs = [settings, rows, purpose, start, *judging_inputs(config), config.requests, config.threads]
+    inputs = [
+        settings,
+        rows_digest(workspace),
+        purpose,
+        start,
+        *judging_inputs(config),
+        config.requests,
+        config.threads,
+    ]
     return run.record(remembered_stage(workspace, "adapt", inputs, compute))

@@ -165,6 +165,16 @@ class TaskSet:
         """
         return bool(self.size(name) and self._tasks[name].OUTPUT_TYPE == "generate_until")
 
+    def texts(self, name: str, items: int) -> list[str]:
+        """What the first items of a task say: the question, alone or with each of its choices.
+
+        Raises:
+            QualityError: the set has no such task.
+        """
+        chosen = self._order[name][:items] if self.size(name) else []
+        task = self._tasks[name]
+        return [text for doc in task.eval_docs.select(sorted(chosen)) for text in _wordings(task, doc)]
+
     def score(
         self,
         engine: Engine,
@@ -272,6 +282,14 @@ def _question(task: Task, doc: Any) -> str:
     """The item's own text, without examples; empty where the task has none (a text to be read, a choice of contexts)."""
     text = task.doc_to_text(doc)
     return text if isinstance(text, str) else ""
+
+
+def _wordings(task: Task, doc: Any) -> list[str]:
+    question = _question(task, doc)
+    if task.OUTPUT_TYPE != "multiple_choice":
+        target = task.doc_to_target(doc)
+        return [f"{question} {target}" if isinstance(target, str) else question]
+    return [f"{question} {choice}" for choice in task.doc_to_choice(doc)]
 
 
 def _one_line(error: BaseException) -> str:

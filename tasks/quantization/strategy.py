@@ -3,7 +3,8 @@
 What a screen costs is its build, and builds differ by a factor of twenty: rounding to nearest takes seconds, AWQ and GPTQ minutes,
 another cache type for a built artifact nothing. So rungs by the amount of text, as in plain successive halving, save nothing; here the
 rungs are the formats themselves. What is known so far predicts what every other option would come out at (`prediction`), and the next
-step is the one whose expected gain of the front is largest for its predicted seconds: the expected hypervolume improvement (Emmerich
+step is the one whose expected gain of the front is largest for its predicted seconds, those of the short run that turns a screen into a
+gain of speed among them: the expected hypervolume improvement (Emmerich
 et al. 2006), of the front of speed against divergence plus that of bytes against divergence, in logarithms. Before a format that takes
 minutes, its round-to-nearest relative is screened: it says whether the minutes are worth it.
 
@@ -63,6 +64,7 @@ class Strategy:
         self._estimated_nats: dict[str, float] = {}
         self._build_s: dict[str, float] = {}
         self._score_s: list[float] = []
+        self._time_s: list[float] = []
         self._built: set[object] = set()
         self._failed: set[str] = set()
 
@@ -72,7 +74,11 @@ class Strategy:
         fitting = [(gain, step) for gain, step in self._worth() if seconds[step.option.name] <= left_s]
         if not fitting:
             return None
-        _, best = max(fitting, key=lambda each: each[0] / seconds[each[1].option.name])
+        run_s = self._expected_run_s()
+        _, best = max(
+            fitting,
+            key=lambda each: each[0] / (seconds[each[1].option.name] + run_s * (each[1].kind == "screen")),
+        )
         relative = self._cheap_relative(best.option, seconds) if best.kind == "screen" else None
         return best if relative is None else Step("screen", relative)
 
@@ -87,7 +93,7 @@ class Strategy:
     def timed(self, option: Option, speed: float, *, seconds: float) -> None:
         """An option's tokens a second, one stream and all in flight averaged geometrically."""
         self.speed[option.name] = speed
-        self._score_s.append(seconds)
+        self._time_s.append(seconds)
 
     def estimate(self, nats: Mapping[str, float]) -> None:
         """Divergence of options that were not screened, as measured relatives let expect it, by name."""
@@ -156,11 +162,17 @@ class Strategy:
     def _expected_seconds(self) -> dict[str, float]:
         """Of the next step of every option, by name."""
         build_s, _ = BUILD_SECONDS.predict(self.options, self._build_s)
-        found = {}
+        run_s, found = self._expected_run_s(), {}
         for option, log_build_s in zip(self.options, build_s, strict=True):
             score_s = float(np.mean(self._score_s)) if self._score_s else option.score_s
-            found[option.name] = score_s + (0.0 if self.is_built(option) else math.exp(log_build_s))
+            screen_s = score_s + (0.0 if self.is_built(option) else math.exp(log_build_s))
+            found[option.name] = run_s if option.name in self.nats else screen_s
         return found
+
+    def _expected_run_s(self) -> float:
+        """Of a short run; before the first one, of scoring."""
+        known = self._time_s or self._score_s or [each.score_s for each in self.options]
+        return float(np.mean(known))
 
     def _cheap_relative(self, option: Option, seconds: Mapping[str, float]) -> Option | None:
         """The same format rounded to nearest, where that is far cheaper to try and none of its kind is known yet."""

@@ -15,6 +15,7 @@ from tasks.quality.pack.write import PackInfo, write_pack
 from tasks.quality.planning import MetricPlan, plan_items, refuse_undecidable
 from tasks.quality.task_folder import folder_digest
 from tasks.release.gate_tasks import judged_tasks
+from tasks.release.training_data import check_training_data
 from tasks.release.workspace import Workspace
 from tasks.serving.workload import check_load
 from tasks.store.digest import code_digest, digest_of, library_versions
@@ -25,8 +26,8 @@ def make_workspace(config: Config) -> Workspace:
     """Acquire the model, split the text, write the tasks.
 
     Raises:
-        ModelSourceError, TextError, TraceError, ConfigError, PlanError, QualityError, BehaviourError, LabelError: the input cannot
-            be used; each names the setting.
+        ModelSourceError, TextError, TraceError, DataError, ConfigError, PlanError, QualityError, BehaviourError, LabelError: the
+            input cannot be used; each names the setting.
         StoreError: the disk is full.
     """
     refuse_undecidable(plan_quality(config))
@@ -50,6 +51,7 @@ def make_workspace(config: Config) -> Workspace:
     workspace = Workspace(config, store, source, architecture, splits, task_folder, items_digest, derived)
     if sizes := judged_tasks(workspace):
         refuse_undecidable(plan_quality(config, sizes))
+    check_training_data(workspace)
     return workspace
 
 

@@ -55,6 +55,7 @@ class StageResult(Record):
         samples: per-sample results behind the gate, by role ("reference", "candidate"): their keys in the store.
         metrics: further figures under their MLflow names.
         text: figures and tables for the reader, by file name (logged as text artifacts).
+        artifacts: what else it made that a reader may want whole, by name: digests in the store.
         load: what was served under the configured load, before and after; None where there is no load.
         provisional: not to be remembered: something outside, like a judge's endpoint, did not answer.
         seconds: wall time when it was computed.
@@ -72,6 +73,7 @@ class StageResult(Record):
     samples: dict[str, str] = Field(default_factory=dict)
     metrics: dict[str, float] = Field(default_factory=dict)
     text: dict[str, str] = Field(default_factory=dict)
+    artifacts: dict[str, str] = Field(default_factory=dict)
     load: LoadComparison | None = None
     provisional: bool = False
     seconds: float = 0.0

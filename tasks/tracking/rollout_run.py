@@ -1,6 +1,8 @@
 """One rollout's place in MLflow: stages are recorded as they end, kept ones are registered, the end moves the champion."""
 
+import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 from tasks.quality.changed_most import ChangedItem
 from tasks.quality.samples import Samples
@@ -9,10 +11,13 @@ from tasks.release.history import ReleaseVersion
 from tasks.release.stage_result import StageResult
 from tasks.release.workspace import Workspace
 from tasks.store.digest import digest_of
+from tasks.store.errors import DamagedArtifact, MissingArtifact
 from tasks.store.record import Record
 from tasks.tracking.registry import promote, register_version, versions
 from tasks.tracking.runs import load_changed, log_rollout_end, log_rollout_start, log_stage
 from tasks.tracking.store import Tracking, open_tracking
+
+logger = logging.getLogger(__name__)
 
 
 class OpenRun(Record):
@@ -45,7 +50,7 @@ class RolloutRun:
             for role, key in result.samples.items()
             if (found := self.workspace.store.recall(key, Samples)) is not None
         }
-        stage_run = log_stage(self.tracking, self.run_id, result, samples)
+        stage_run = log_stage(self.tracking, self.run_id, result, samples, self._folders(result))
         if result.kept:
             register_version(
                 self.tracking,
@@ -55,6 +60,16 @@ class RolloutRun:
                 stage_run=stage_run,
             )
         return result
+
+    def _folders(self, result: StageResult) -> dict[str, Path]:
+        """Where the stage's further artifacts lie; one that is damaged by now is not copied on."""
+        found = {}
+        for name, digest in result.artifacts.items():
+            try:
+                found[name] = self.workspace.store.open(digest).folder
+            except (DamagedArtifact, MissingArtifact) as error:
+                logger.warning("the %s is not logged: %s", name, error)
+        return found
 
     def promote(self, result: StageResult, reason: str) -> ReleaseVersion:
         """Make the version of a kept stage the champion; returns it."""

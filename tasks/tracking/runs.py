@@ -57,9 +57,13 @@ def log_rollout_start(tracking: Tracking, config: Config, run_id: str | None = N
 
 
 def log_stage(
-    tracking: Tracking, run_id: str, result: StageResult, samples: Mapping[str, Samples] | None = None
+    tracking: Tracking,
+    run_id: str,
+    result: StageResult,
+    samples: Mapping[str, Samples] | None = None,
+    folders: Mapping[str, Path] | None = None,
 ) -> str:
-    """Log a stage with its candidates, per-sample results by role, and what it shows of them; return its run's id.
+    """Log a stage with its candidates, per-sample results by role, further folders by name; return its run's id.
 
     Logging the same result again, as a rollout that is continued does, finds the run that is there. What a
     killed process had logged in part stays as a KILLED run.
@@ -87,6 +91,8 @@ def log_stage(
     _log_metrics(tracking, stage_run, stage_metrics(result))
     _log_samples_used(tracking, stage_run, samples or {})
     log_stage_files(tracking, stage_run, result, samples or {})
+    for name, folder in (folders or {}).items():
+        tracking.client.log_artifacts(stage_run, str(folder), name)
     tracking.client.set_terminated(stage_run, "FAILED" if result.verdict == "ERROR" else "FINISHED", ended_ms)
     return stage_run
 

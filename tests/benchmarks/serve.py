@@ -4,11 +4,13 @@ Work: the demo model; arrivals and lengths of the Azure conversation trace of 20
 mean answer about 12), open loop, prompts cut from the calibration text. The trace is sped up to this machine: a load of 100 %
 arrives as fast as OpenVINO GenAI with its default settings answers when everything is there at once. The SLO is a first token
 within 1,000 ms of the arrival and tokens 50 ms apart on average; 100 ms, tried first with ten requests, was met by both OpenVINO
-sides at every load.
+sides at every load. The same is measured a second time with system prompts: four fifths of the prompts begin with one of four texts
+of 64 tokens (512 before scaling), which the search may cache.
 
     keiryo                      int8 on OpenVINO; the scheduler is what the batching stage's search finds here, on other text
     openvino genai, defaults    the same artifact, `ContinuousBatchingPipeline(folder, SchedulerConfig(), "CPU")`: nothing set
-    transformers, static batches  bf16, padded batches of 16 that end together; served once, at the lowest load, for its slowness
+    transformers, static batches  padded batches of 16 that end together, in the type that this machine multiplies faster; served once,
+                                at the lowest load, for its slowness
 
 Sides take turns inside every load. Ratios are over the paired runs of a load. vLLM and llama.cpp are not measured: neither is
 installed by this project's lock; what is found of them on the machine is printed.
@@ -28,14 +30,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import openvino_genai as genai
 from pydantic import TypeAdapter
 from scipy import stats
 
 from configs.engine import EngineSettings, SchedulerSettings
-from configs.load_profile import LoadSettings
+from configs.load_profile import LoadSettings, SharedPrefixSettings, SloSettings
 from configs.quality import Margins, QualitySettings
 from configs.schema import BatchingSettings, Config
 from configs.tuning import SchedulerGrid, TuningSettings
@@ -44,6 +46,7 @@ from flows.offline import prepare_environment
 from tasks.batching.contest import Contest
 from tasks.batching.halving import search
 from tasks.batching.tune import scheduler_options
+from tasks.engines.arithmetic import multiply_rates
 from tasks.engines.openvino_engine import OpenVinoEngine
 from tasks.engines.streaming_openvino import StreamingOpenVino
 from tasks.engines.transformers_engine import TransformersEngine
@@ -62,17 +65,23 @@ TRACE = Path(__file__).resolve().parents[3] / "shared" / "data" / "traces" / "az
 ROWS, REPEATS = int(os.environ.get("ROWS", "60")), int(os.environ.get("REPEATS", "3"))
 SCALES = tuple(float(scale) for scale in os.environ.get("SCALES", "0.6,0.8,1.0,1.3").split(","))
 RELEASE, DEFAULTS, STATIC = "keiryo", "openvino genai, defaults", "transformers, static batches"
+SLO = SloSettings(ttft_ms=1000, itl_ms=50)
 TUNED_LOAD_RUNS = 1000  # runs of the sweep have lower numbers: other text
-GRID = SchedulerGrid(max_num_seqs=(8, 16, 32), max_num_batched_tokens=(64, 128, 256), cache_mib=(256,))
+GRIDS = {
+    "own prompts": SchedulerGrid(
+        max_num_seqs=(8, 32), max_num_batched_tokens=(32, 64, 128, 256), cache_mib=(256,)
+    ),
+    "system prompts": SchedulerGrid(
+        max_num_seqs=(32,),
+        max_num_batched_tokens=(32, 64, 128, 256),
+        cache_mib=(256,),
+        prefix_caching=(False, True),
+    ),
+}
+SYSTEM_PROMPTS = SharedPrefixSettings(rate=0.8, tokens=64, count=4)
 TUNING = TuningSettings(full_pairs=8)
 INT8 = EngineSettings(engine="openvino", compute="bf16", kv_cache="u8", activation_group=32, threads=2)
-BF16 = EngineSettings(
-    engine="transformers",
-    compute="bf16",
-    kv_cache="bf16",
-    threads=2,
-    scheduler=SchedulerSettings(max_num_seqs=16),
-)
+Runs = dict[str, dict[float, list[LoadRun]]]
 
 
 def main() -> None:
@@ -80,30 +89,47 @@ def main() -> None:
     if not TRACE.is_file():
         sys.exit("the data folder shared/data is not beside the project; this benchmark needs its trace")
     began_s = time.monotonic()
+    measured: dict[str, Runs] = {}
+    said: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         home = Path(os.environ.get("KEIRYO_HOME", folder))
         os.environ["KEIRYO_HOME"] = str(home)
         prepare_environment(home, hub=False, threads=2)
-        workspace = make_workspace(_config())
-        int8 = make_candidate(workspace, workspace.source, INT8, WeightSettings(bits=8, symmetric=False))
-        workspace, capacity = _at_capacity(workspace, int8)
-        tuned, notes = _tuned(workspace, int8)
-        runs = _sweep(workspace, tuned)
-    notes.insert(0, f"100 % is {capacity:.2f} requests/s")
-    rows, ratios = _rows(runs), _ratios(runs)
+        for name, grid in GRIDS.items():
+            workspace = make_workspace(_config(name))
+            int8 = make_candidate(workspace, workspace.source, INT8, WeightSettings(bits=8, symmetric=False))
+            workspace, capacity = _at_capacity(workspace, int8)
+            tuned, notes = _tuned(workspace, int8, grid)
+            said += [f"{name}: {note}" for note in (f"100 % is {capacity:.2f} requests/s", *notes)]
+            measured[name] = _sweep(workspace, tuned)
+    rows = [row for name, runs in measured.items() for row in _rows(name, runs)]
+    ratios = {
+        f"{key}, {name}": found for name, runs in measured.items() for key, found in _ratios(runs).items()
+    }
     path = write("serve", rows, ratios)
-    said = [*notes, *_peers(), f"whole run: {time.monotonic() - began_s:.0f} s"]
+    said += [*_peers(), f"whole run: {time.monotonic() - began_s:.0f} s"]
     with path.open("a", encoding="utf-8") as file:
         file.write("\n" + "\n".join(f"- {line}" for line in said) + "\n\n![goodput](serve.svg)\n")
-    (FOLDER / "serve.svg").write_text(_drawing(runs), encoding="utf-8")
+    (FOLDER / "serve.svg").write_text(_drawing(measured), encoding="utf-8")
     print(path.read_text(encoding="utf-8"))
 
 
-def _config() -> Config:
+def _transformers() -> EngineSettings:
+    rates = multiply_rates()
+    compute: Literal["f32", "bf16"] = "bf16" if rates.bf16_gflops > rates.f32_gflops else "f32"
+    scheduler = SchedulerSettings(max_num_seqs=16)
+    return EngineSettings(
+        engine="transformers", compute=compute, kv_cache=compute, threads=2, scheduler=scheduler
+    )
+
+
+def _config(name: str) -> Config:
     load = TypeAdapter(LoadSettings).validate_python(
         {"kind": "trace", "path": str(TRACE), "requests": ROWS, "length_scale": 0.125, "max_prompt_tokens": 320,
-         "max_new_tokens": 40, "slo": {"ttft_ms": 1000, "itl_ms": 50}, "repeats": REPEATS}
+         "max_new_tokens": 40, "slo": SLO, "repeats": REPEATS}
     )  # fmt: skip
+    if name == "system prompts":
+        load = load.model_copy(update={"shared_prefix": SYSTEM_PROMPTS})
     quality = QualitySettings(margins=Margins(accuracy=None))
     return Config(name="serve", model=DEMO_MODEL, threads=2, quality=quality, behaviour=None, load=load)
 
@@ -134,9 +160,9 @@ def _warm(driver: LoadDriver, load: Any, tokens: Sequence[int]) -> None:
     driver.run(make_workload(load.model_copy(update={"requests": 4}), tokens, scale=1e6, run=999))
 
 
-def _tuned(workspace: Workspace, start: Candidate) -> tuple[Candidate, list[str]]:
+def _tuned(workspace: Workspace, start: Candidate, grid: SchedulerGrid) -> tuple[Candidate, list[str]]:
     """The scheduler of the batching stage's search, against the schema's default scheduler."""
-    options = scheduler_options(start, BatchingSettings(grid=GRID, tuning=TUNING))
+    options = scheduler_options(start, BatchingSettings(grid=grid, tuning=TUNING))
     began_s = time.monotonic()
     with Contest(workspace, start, options, first_slot=TUNED_LOAD_RUNS) as contest:
         found = search(list(options), TUNING, contest.pairs)
@@ -165,17 +191,18 @@ class _DefaultPipeline(OpenVinoEngine):
         return self._pipeline
 
 
-def _sweep(workspace: Workspace, tuned: Candidate) -> dict[str, dict[float, list[LoadRun]]]:
+def _sweep(workspace: Workspace, tuned: Candidate) -> Runs:
     """Every side under every load, in turn."""
     load, tokens = workspace.config.load, prompt_tokens(workspace)
     assert load is not None
     longest = make_workload(load, tokens).longest_tokens
-    store, source = workspace.store, source_candidate(workspace, BF16)
+    settings = _transformers()
+    store, source = workspace.store, source_candidate(workspace, settings)
     with ExitStack() as stack:
         engines = {
             RELEASE: open_served(workspace, tuned, longest),
             DEFAULTS: _defaults(workspace, tuned, longest),
-            STATIC: StaticBatches(TransformersEngine.open(store.open(source.artifact), BF16)),
+            STATIC: StaticBatches(TransformersEngine.open(store.open(source.artifact), settings)),
         }
         drivers = {name: LoadDriver(stack.enter_context(closing(each))) for name, each in engines.items()}
         for driver in drivers.values():
@@ -193,17 +220,11 @@ def _sweep(workspace: Workspace, tuned: Candidate) -> dict[str, dict[float, list
     return runs
 
 
-def _slo() -> Any:
-    load = _config().load
-    assert load is not None
-    return load.slo
-
-
-def _rows(runs: Mapping[str, Mapping[float, Sequence[LoadRun]]]) -> list[dict[str, object]]:
-    slo, rows = _slo(), []
+def _rows(workload: str, runs: Runs) -> list[dict[str, object]]:
+    slo, rows = SLO, []
     for name, loads in runs.items():
         for scale, each in ((scale, each) for scale, each in loads.items() if each):
-            work, measures = f"load {scale:.0%}", [summarize_runs([run], slo) for run in each]
+            work, measures = f"{workload}, load {scale:.0%}", [summarize_runs([run], slo) for run in each]
             rows += [
                 row(name, work, "good requests/s", [good_requests(run, slo) / run.seconds for run in each]),
                 row(name, f"{work}, within the SLO", "%", [100 * attainment(run, slo) for run in each]),
@@ -219,9 +240,9 @@ def _rows(runs: Mapping[str, Mapping[float, Sequence[LoadRun]]]) -> list[dict[st
     return rows
 
 
-def _ratios(runs: Mapping[str, Mapping[float, Sequence[LoadRun]]]) -> dict[str, dict[str, float]]:
+def _ratios(runs: Runs) -> dict[str, dict[str, float]]:
     """Goodput of ours over each peer's, with half a good request more on both sides (one may have none)."""
-    slo, ratios = _slo(), {}
+    slo, ratios = SLO, {}
 
     def goodput(run: LoadRun) -> float:
         return (good_requests(run, slo) + 0.5) / run.seconds
@@ -261,29 +282,33 @@ def _peers() -> list[str]:
     ]
 
 
-def _drawing(runs: Mapping[str, Mapping[float, Sequence[LoadRun]]]) -> str:
-    """Goodput and attainment over the load."""
+def _drawing(measured: Mapping[str, Runs]) -> str:
+    """Goodput and attainment over the load, a row of panels for each kind of prompts."""
     from tasks.report.svg import BLUE, GREY, ORANGE, RED, draw_svg
 
-    slo = _slo()
+    slo = SLO
 
     def draw(figure: Any) -> None:
-        left, right = figure.subplots(1, 2, sharex=True)
-        for (name, loads), colour in zip(runs.items(), (BLUE, ORANGE, GREY), strict=True):
-            scales = [scale for scale in SCALES if loads[scale]]
-            goodput = [statistics.fmean(good_requests(r, slo) / r.seconds for r in loads[s]) for s in scales]
-            attained = [100 * statistics.fmean(attainment(r, slo) for r in loads[s]) for s in scales]
-            left.plot(scales, goodput, "o-", color=colour, label=name)
-            right.plot(scales, attained, "o-", color=colour)
-        left.set_ylabel("good requests/s")
-        right.set_ylabel("requests within the SLO, %")
-        right.axhline(100 * slo.attainment, color=RED, linestyle="--", linewidth=1)
-        for axes in (left, right):
+        panels = figure.subplots(len(measured), 2, sharex=True, squeeze=False)
+        for (left, right), (workload, runs) in zip(panels, measured.items(), strict=True):
+            for (name, loads), colour in zip(runs.items(), (BLUE, ORANGE, GREY), strict=True):
+                scales = [scale for scale in SCALES if loads[scale]]
+                goodput = [
+                    statistics.fmean(good_requests(r, slo) / r.seconds for r in loads[s]) for s in scales
+                ]
+                attained = [100 * statistics.fmean(attainment(r, slo) for r in loads[s]) for s in scales]
+                left.plot(scales, goodput, "o-", color=colour, label=name if left is panels[0][0] else None)
+                right.plot(scales, attained, "o-", color=colour)
+            left.set_ylabel(f"{workload}: good requests/s")
+            right.set_ylabel("within the SLO, %")
+            right.axhline(100 * slo.attainment, color=RED, linestyle="--", linewidth=1)
+            for axes in (left, right):
+                axes.set_ylim(bottom=0)
+        for axes in panels[-1]:
             axes.set_xlabel("load, 1: what the defaults answer with everything there at once")
-            axes.set_ylim(bottom=0)
         figure.legend(loc="outside upper right", ncols=3)
 
-    return draw_svg("serve", 3.4, draw)
+    return draw_svg("serve", 5.4, draw)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from tiny_llama import tiny_llama
 
 import flows.rollout as rollout_module
 from configs.load import ConfigError
+from tasks.adaptation.adapter_parity import AdapterParity
 from tasks.engines.fake_engine import FakeEngine
 from tasks.engines.protocol import EngineError
 from tasks.quantization.fan_out import ScreenJob
@@ -50,6 +51,8 @@ LOG = TrainingLog(
     steps=2, tokens=64, seconds=1.0, tokens_per_s=64.0, losses=(3.0, 2.0), learning_rates=(1e-3, 0.0), peak_mib=1.0,
     trainable_parameters=10,
 )  # fmt: skip
+
+SAME = AdapterParity(merged_kl_nats=0.0, merged_flip_rate=0.0, exported_kl_nats=0.0, exported_flip_rate=0.0)
 
 
 class PacedStream(ClockworkStream):
@@ -148,6 +151,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(search, "check_reloads", lambda workspace, candidates: {})
     monkeypatch.setattr(adapt, "trained", made.train)
     monkeypatch.setattr(adapt, "merge_adapter", made.merge)
+    monkeypatch.setattr(adapt, "check_adapter", lambda *_: SAME)
     monkeypatch.setattr(distillation, "trained", made.train)
     for name in ("prepare", "profile_stage", "quantize_stage", "batching_stage", "adapt_stage", "distill_stage",
                  "close_rollout", "abandon_rollout"):  # fmt: skip

@@ -178,6 +178,18 @@ def test_a_measurement_that_is_not_finite_is_never_logged(tracking: Tracking) ->
         log_stage(tracking, run_id, broken)
 
 
+def test_an_adapter_is_logged_whole(tracking: Tracking, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter-of-the-store"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    (folder / "README.md").write_text("card")
+    run_id = log_rollout_start(tracking, CONFIG)
+    stage = log_stage(tracking, run_id, RESULTS[0], folders={"adapter": folder})
+    logged = Path(tracking.client.download_artifacts(stage, "adapter"))
+    assert (logged / "adapter_model.safetensors").read_bytes() == b"weights"
+    assert (logged / "README.md").read_text() == "card"
+
+
 def test_a_text_cannot_leave_its_folder(tracking: Tracking) -> None:
     run_id = log_rollout_start(tracking, CONFIG)
     with pytest.raises(ValueError, match="leads out of its folder"):
