@@ -105,6 +105,14 @@ class AdaptSettings(Section):
         False, description="train even on rows that repeat items of the gate; refused otherwise"
     )
     methods: tuple[LoraSettings, ...] = Field((LoraSettings(method="lora"),), min_length=1)
+    max_memory_mib: float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "most that training an adapter may add to the process, MiB: freed memory is given back at once, then activations are "
+            "computed again, then it is refused; null: the fastest way"
+        ),
+    )
     training: TrainingSettings = TrainingSettings()
     recovery: TrainingSettings | None = Field(
         None,

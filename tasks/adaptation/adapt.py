@@ -19,7 +19,6 @@ from tasks.adaptation.model_card import NAME as CARD
 from tasks.adaptation.model_card import model_card
 from tasks.adaptation.recovery import recover
 from tasks.data.training_rows import training_texts
-from tasks.profiling.training_memory import training_budget
 from tasks.quality.gate import Improvement
 from tasks.release.autocast import decide_autocast
 from tasks.release.candidate import Candidate
@@ -37,7 +36,7 @@ from tasks.release.workspace import Workspace
 from tasks.store.artifact import Artifact
 from tasks.store.digest import code_digest, digest_of
 from tasks.training.log import TrainingLog
-from tasks.training.losses import CHUNK_TOKENS
+from tasks.training.memory_saving import predicted_mib
 from tasks.training.sealed import curve_csv, trained, training_metrics
 
 CODE = ("tasks/adaptation",)
@@ -181,10 +180,13 @@ def _adapt(
         "training": training.model_dump(mode="json"),
         "held_out": digest_of(list(held_out)),
         "data": source_name(workspace),
+        "max_memory_mib": settings.max_memory_mib,
     }
 
     def train(out: Path, scratch: Path) -> TrainingLog:
-        log = train_adapter(workspace.source, texts, lora, training, out, scratch, held_out)
+        log = train_adapter(
+            workspace.source, texts, lora, training, out, scratch, held_out, settings.max_memory_mib
+        )
         (out / CARD).write_text(_card(workspace, texts, lora, training, log), encoding="utf-8")
         return log
 
@@ -234,10 +236,10 @@ def _card(
 
 def _memory_metrics(workspace: Workspace, each: Adapted) -> dict[str, float]:
     """The closed form of the training's peak beside the measured one."""
-    budget = training_budget(workspace.architecture, each.training, each.lora, logit_tokens=CHUNK_TOKENS)
-    predicted_mib = budget.total_bytes / 2**20
-    error = {"peak_error_fraction": predicted_mib / each.log.peak_mib - 1} if each.log.peak_mib > 0 else {}
-    named = {"predicted_mib": predicted_mib} | error
+    saving = each.log.saving
+    predicted = predicted_mib(workspace.architecture, each.training, each.lora, saving)
+    error = {"peak_error_fraction": predicted / each.log.peak_mib - 1} if each.log.peak_mib > 0 else {}
+    named = {"predicted_mib": predicted} | error
     return {f"{each.lora.label}/{name}": value for name, value in named.items()}
 
 

@@ -2,7 +2,7 @@
 
 The frozen base is held in bf16 when the training is in bf16: half the memory, and no weight is cast again
 in every step (autocast caches casts of trained weights only). The adapter's own matrices stay in float32.
-Gradient checkpointing is off: at a few hundred tokens a step the activations are smaller than the weights.
+Gradient checkpointing is off unless a limit asks for it (`tasks.training.memory_saving`).
 """
 
 import shutil
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from configs.training import LoraSettings, TrainingSettings
 from tasks.adaptation.loftq import start_at_repair, take_out_repair
+from tasks.models.checkpoint import read_architecture
 from tasks.serving.memory_peak import MemoryPeak
 from tasks.store.artifact import Artifact
 from tasks.training.checkpoint import (
@@ -30,6 +31,7 @@ from tasks.training.kernels import apply_kernels, check_kernels
 from tasks.training.log import TrainingLog
 from tasks.training.loop import train
 from tasks.training.losses import cross_entropy, mean_loss
+from tasks.training.memory_saving import choose_saving, giving_back
 from tasks.training.packing import pack, pack_held_out
 
 
@@ -41,6 +43,7 @@ def train_adapter(
     out: Path,
     scratch: Path,
     held_out: Sequence[str] = (),
+    max_mib: float | None = None,
 ) -> TrainingLog:
     """Train an adapter on texts and write it (safetensors and `adapter_config.json`).
 
@@ -52,9 +55,11 @@ def train_adapter(
         out: existing empty folder for the adapter.
         scratch: see `tasks.training.loop.train`.
         held_out: documents that are not trained on; the state with the least loss on them is kept.
+        max_mib: most that training may add to the process's memory; None: the fastest way.
 
     Raises:
-        TrainingError: too little text, a target that the model lacks, kernels that this machine lacks, or training diverged.
+        TrainingError: too little text, a target that the model lacks, kernels that this machine lacks, a limit that nothing fits into,
+            or training diverged.
     """
     import peft
 
@@ -68,10 +73,13 @@ def train_adapter(
         training.steps * training.batch_sequences,
         training.seed,
     )
-    with MemoryPeak() as memory:
+    saving = choose_saving(read_architecture(checkpoint), training, lora, max_mib)
+    with giving_back(saving), MemoryPeak() as memory:
         model = with_adapter(checkpoint.folder, lora, training)
         repair = start_at_repair(model, checkpoint.folder) if lora.init == "loftq" else {}
         model = apply_kernels(model, lora.kernels)
+        if saving == "checkpointing":
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         watched = pack_held_out(held_out, tokenizer, training.sequence_tokens)
         log = train(model, text, training, _next_token_loss, scratch, memory, watched)
     if repair:
@@ -83,7 +91,7 @@ def train_adapter(
     if not (out / peft.utils.SAFETENSORS_WEIGHTS_NAME).is_file():
         raise TrainingError(f"peft wrote no {peft.utils.SAFETENSORS_WEIGHTS_NAME}")
     shutil.rmtree(scratch, ignore_errors=True)
-    return log
+    return log.model_copy(update={"saving": saving})
 
 
 def merge_adapter(checkpoint: Artifact, adapter: Path, out: Path) -> None:

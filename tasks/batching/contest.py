@@ -78,6 +78,7 @@ class Contest:
             return self.decisive_pairs(self._options[name], count)
         except (EngineError, MemoryError) as error:
             self.failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            logger.warning("  %s: %s", name, self.failed[name])
             return []
 
     def decisive_pairs(self, candidate: Candidate, count: int) -> list[float]:

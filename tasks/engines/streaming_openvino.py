@@ -21,10 +21,11 @@ from tasks.store.artifact import Artifact
 
 @dataclass
 class _Running:
-    """A request in the pipeline: its handle, and how many tokens it has made."""
+    """A request in the pipeline: its handle, how many tokens it has made, and which of them end it."""
 
     handle: Any
     max_new_tokens: int
+    stop: frozenset[int]
     made: int = 0
 
 
@@ -70,7 +71,9 @@ class StreamingOpenVino:
         """Give the pipeline a request; see `StreamingEngine.submit`."""
         prompt = ov.Tensor(np.array([request.generation.prompt], np.int64))
         handle = self._pipeline.add_request(request_id, prompt, self._config(request))
-        self._running[request_id] = _Running(handle, request.generation.max_new_tokens)
+        asked = request.generation
+        stop = frozenset[int]() if asked.ignore_eos else self._stop
+        self._running[request_id] = _Running(handle, asked.max_new_tokens, stop)
 
     def cancel(self, request_id: int) -> None:
         """Drop a request; its blocks are free after the next step."""
@@ -106,7 +109,7 @@ class StreamingOpenVino:
         running.made += len(tokens)
         end: End | None = None
         if status != "RUNNING":
-            end = "stop" if tokens[-1] in self._stop or running.made < running.max_new_tokens else "length"
+            end = "stop" if tokens[-1] in running.stop or running.made < running.max_new_tokens else "length"
         return Progress(request_id, tokens, end)
 
     def _config(self, request: StreamRequest) -> Any:

@@ -2,7 +2,7 @@
 
 from configs.training import LoraSettings, TrainingSettings
 from tasks.models.checkpoint import Architecture
-from tasks.profiling.matrices import layer_names, linear_matrices
+from tasks.profiling.matrices import Matrix, layer_names, linear_matrices
 from tasks.profiling.weight_memory import plain_bytes
 from tasks.store.record import Record
 
@@ -50,7 +50,12 @@ def lora_parameters(architecture: Architecture, lora: LoraSettings) -> int:
 
 
 def training_budget(
-    architecture: Architecture, training: TrainingSettings, lora: LoraSettings | None, *, logit_tokens: int
+    architecture: Architecture,
+    training: TrainingSettings,
+    lora: LoraSettings | None,
+    *,
+    logit_tokens: int,
+    recomputed: bool = False,
 ) -> TrainingBudget:
     """Predict the peak of training an adapter on a frozen base, or all weights without `lora`.
 
@@ -59,6 +64,7 @@ def training_budget(
         training: batch, sequence length and autocast.
         lora: the adapter; None: every parameter is trained.
         logit_tokens: tokens whose logits exist at once: the chunk of the loss, or the whole batch.
+        recomputed: activations are computed again (gradient checkpointing): of every layer but one, its input alone is kept.
 
     Raises:
         ValueError: a target that this decoder does not have.
@@ -69,7 +75,7 @@ def training_budget(
         "trained_bytes": 4 * trained,
         "gradients_bytes": 4 * trained,
         "optimizer_bytes": 8 * trained,
-        "activations_bytes": _activations_bytes(architecture, training, logit_tokens),
+        "activations_bytes": _activations_bytes(architecture, training, lora, logit_tokens, recomputed),
     }
     return TrainingBudget(**parts, total_bytes=sum(parts.values()))
 
@@ -81,17 +87,36 @@ def _base_bytes(architecture: Architecture, training: TrainingSettings, lora: Lo
     return plain_bytes(linear, NF4_BITS) + plain_bytes(architecture.parameters - linear, bits)
 
 
-def _activations_bytes(architecture: Architecture, training: TrainingSettings, logit_tokens: int) -> int:
-    """Values kept for the backward pass, without checkpointing, and three copies of a chunk of logits.
+def _activations_bytes(
+    architecture: Architecture,
+    training: TrainingSettings,
+    lora: LoraSettings | None,
+    logit_tokens: int,
+    recomputed: bool,
+) -> int:
+    """Values kept for the backward pass, and three copies of a chunk of logits.
 
-    A layer keeps, for each token: both norms' inputs in f32, their outputs, queries, keys and values before
-    and after the rotary embedding, the attention output, gate, up, the activated gate and their product.
+    A layer keeps, for each token: both norms' inputs in f32, their outputs, queries, keys and values after the rotary embedding, the
+    attention output, gate, up, the activated gate and their product. DoRA keeps the two outputs of every adapted layer that it scales,
+    and the products of its matrices that their norms are taken of.
     """
-    hidden, intermediate = architecture.hidden, architecture.intermediate
+    element_bytes = 2 if training.autocast == "bf16" else 4
+    tokens = training.batch_sequences * training.sequence_tokens
     queries = architecture.heads * architecture.head_dim
     keys = architecture.kv_heads * architecture.head_dim
-    element_bytes = 2 if training.autocast == "bf16" else 4
-    kept = 2 * hidden + 2 * (queries + 2 * keys) + queries + 4 * intermediate
-    tokens = training.batch_sequences * training.sequence_tokens
+    hidden = architecture.hidden
+    kept = 2 * hidden + 2 * queries + 2 * keys + 4 * architecture.intermediate
     layer = tokens * (2 * hidden * 4 + kept * element_bytes)
-    return architecture.layers * layer + 3 * logit_tokens * architecture.vocabulary * 4
+    if lora is not None and lora.method == "dora":
+        adapted = _adapted_in_a_layer(architecture, lora)
+        layer += sum(2 * tokens * each.outputs * element_bytes + 4 * each.inputs**2 for each in adapted)
+    kept_layers = layer if recomputed else architecture.layers * layer
+    inputs = architecture.layers * tokens * hidden * element_bytes if recomputed else 0
+    return kept_layers + inputs + 3 * logit_tokens * architecture.vocabulary * 4
+
+
+def _adapted_in_a_layer(architecture: Architecture, lora: LoraSettings) -> list[Matrix]:
+    """On average, where not all layers are adapted alike: matrices of the first adapted ones."""
+    matrices = {matrix.name: matrix for matrix in linear_matrices(architecture)}
+    names = [name for name in layer_names(architecture) if lora.adapts(name)]
+    return [matrices[name.rsplit(".", 1)[-1]] for name in names[: len(names) // architecture.layers]]

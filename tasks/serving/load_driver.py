@@ -195,13 +195,21 @@ class _Run:
         self._start_s = clock.now_s()
 
     def serve(self) -> tuple[list[_Served], list[StepView]]:
+        try:
+            self._serve()
+        except BaseException:
+            for key in self._running:  # or the next run would be told of them
+                self._engine.cancel(key)
+            raise
+        return sorted(self._done, key=lambda each: each.index), self._steps
+
+    def _serve(self) -> None:
         while self._coming or self._waiting or self._running:
             self._let_in()
             if self._running:
                 self._step()
             elif self._coming:
                 self._clock.wait_until(self._start_s + self._coming[0].arrived_s)
-        return sorted(self._done, key=lambda each: each.index), self._steps
 
     def _now_s(self) -> float:
         return self._clock.now_s() - self._start_s

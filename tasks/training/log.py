@@ -1,8 +1,12 @@
 """What a training run says of itself."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from tasks.store.record import Record
+
+Saving = Literal["none", "give_back", "checkpointing"]
 
 
 class TrainingLog(Record):
@@ -21,6 +25,7 @@ class TrainingLog(Record):
         held_out_losses: loss on held-out text by the steps done before, nats; empty where there was none.
         kept_step: steps done at the state that was kept.
         stopped: why training ended before its last step; "" where it did not.
+        saving: what was done to save memory: none, give_back, checkpointing.
     """
 
     steps: int
@@ -34,3 +39,4 @@ class TrainingLog(Record):
     held_out_losses: dict[int, float] = Field(default_factory=dict)
     kept_step: int | None = None
     stopped: str = ""
+    saving: Saving = "none"

@@ -96,6 +96,7 @@ def main() -> None:
         os.environ["KEIRYO_HOME"] = str(home)
         prepare_environment(home, hub=False, threads=2)
         for name, grid in GRIDS.items():
+            print(f"{name}: {time.monotonic() - began_s:.0f} s", flush=True)
             workspace = make_workspace(_config(name))
             int8 = make_candidate(workspace, workspace.source, INT8, WeightSettings(bits=8, symmetric=False))
             workspace, capacity = _at_capacity(workspace, int8)

@@ -2,6 +2,7 @@
 back."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import openvino as ov
@@ -15,6 +16,8 @@ from tasks.compression.build import build_artifact
 from tasks.engines.freed_memory import return_freed_memory
 from tasks.engines.openvino_engine import BLOCK_TOKENS, OpenVinoEngine
 from tasks.engines.protocol import EngineError, EngineUnavailable, GenerationRequest, ScoreRequest
+from tasks.engines.streaming import StreamRequest
+from tasks.engines.streaming_openvino import StreamingOpenVino
 from tasks.store.artifact import Artifact
 from tasks.store.store import Store
 
@@ -197,3 +200,28 @@ def test_close_returns_memory(exported: Artifact, ids: tuple[int, ...]) -> None:
     print(f"\nheld {held / 2**20:.0f} MiB, left after close {left / 2**20:.0f} MiB")
     assert held > 500 * 2**20
     assert left < held / 3
+
+
+def test_an_end_token_that_was_to_be_ignored_ends_nothing(
+    exported: Artifact, ids: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Also where it is the last token asked for: that request ends by its length, not by that token."""
+    request = GenerationRequest(ids[:20], 4, ignore_eos=True)
+    with OpenVinoEngine.open(exported, _settings()) as engine:
+        last = engine.generate([request])[0].tokens[-1]
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for file in exported.folder.iterdir():
+        (folder / file.name).hardlink_to(file)
+    config = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").unlink()
+    (folder / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": last}))
+    artifact = exported.model_copy(update={"folder": folder})
+    engine = StreamingOpenVino.open(artifact, _settings(), sequence_tokens=64)
+    ends = {}
+    for key, asked in enumerate((request, GenerationRequest(ids[:20], 4))):
+        engine.submit(key, StreamRequest(asked))
+    while engine.busy:
+        ends |= {each.request_id: each.end for each in engine.step() if each.end}
+    engine.close()
+    assert ends == {0: "length", 1: "stop"}

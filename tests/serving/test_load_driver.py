@@ -105,3 +105,15 @@ def test_one_driver_serves_run_after_run():
     assert driver.run(workload).requests[1].token_times_s == pytest.approx(
         driver.run(workload).requests[1].token_times_s
     )
+
+
+def test_a_run_that_failed_leaves_nothing_to_the_next_one():
+    """Two requests fail together: the first ends the run, the second must not be told to the run after it."""
+    clock = StillClock()
+    stream = ClockworkStream(clock, end="stop")
+    driver = LoadDriver(stream, clock, EnergyMeter([]))
+    with pytest.raises(EngineError, match="as 'stop' after 1"):
+        driver.run(Workload(requests(1, 5), (0.0, 0.0)))
+    assert not stream.busy
+    stream.end = "length"
+    assert len(driver.run(Workload(requests(2), (0.0,))).requests) == 1
