@@ -96,23 +96,27 @@ def _activations_bytes(
 ) -> int:
     """Values kept for the backward pass, and three copies of a chunk of logits.
 
-    A layer keeps, for each token: both norms' inputs in f32, their outputs, queries, keys and values after the rotary embedding, the
-    attention output, gate, up, the activated gate and their product. DoRA keeps the two outputs of every adapted layer that it scales,
-    and the products of its matrices that their norms are taken of.
+    A layer keeps, for each token: both norms' inputs in f32; the inputs of its linear layers, which peft copies for each of its own
+    where the arithmetic is not f32; queries, keys and values after the rotary embedding, keys and values repeated for their queries, and
+    the attention output; gate, up and the activated gate. Packed sequences add a mask. DoRA keeps the two outputs of every layer that
+    it scales, and what the norm of its weights is taken of.
     """
     element_bytes = 2 if training.autocast == "bf16" else 4
     tokens = training.batch_sequences * training.sequence_tokens
-    queries = architecture.heads * architecture.head_dim
-    keys = architecture.kv_heads * architecture.head_dim
-    hidden = architecture.hidden
-    kept = 2 * hidden + 2 * queries + 2 * keys + 4 * architecture.intermediate
-    layer = tokens * (2 * hidden * 4 + kept * element_bytes)
+    hidden, intermediate = architecture.hidden, architecture.intermediate
+    adapted = [] if lora is None else _adapted_in_a_layer(architecture, lora)
+    inputs = 2 * hidden + intermediate
+    if element_bytes == 2 and adapted:
+        inputs = sum(each.inputs for each in adapted)
+    kept = inputs + 4 * architecture.heads * architecture.head_dim + 3 * intermediate
+    layer = (
+        tokens * (2 * hidden * 4 + kept * element_bytes) + tokens * training.sequence_tokens * element_bytes
+    )
     if lora is not None and lora.method == "dora":
-        adapted = _adapted_in_a_layer(architecture, lora)
         layer += sum(2 * tokens * each.outputs * element_bytes + 4 * each.inputs**2 for each in adapted)
-    kept_layers = layer if recomputed else architecture.layers * layer
-    inputs = architecture.layers * tokens * hidden * element_bytes if recomputed else 0
-    return kept_layers + inputs + 3 * logit_tokens * architecture.vocabulary * 4
+    layers = layer if recomputed else architecture.layers * layer
+    starts = architecture.layers * tokens * hidden * element_bytes if recomputed else 0
+    return layers + starts + 3 * logit_tokens * architecture.vocabulary * 4
 
 
 def _adapted_in_a_layer(architecture: Architecture, lora: LoraSettings) -> list[Matrix]:
