@@ -97,9 +97,9 @@ def _activations_bytes(
     """Values kept for the backward pass, and three copies of a chunk of logits.
 
     A layer keeps, for each token: both norms' inputs in f32; the inputs of its linear layers, which peft copies for each of its own
-    where the arithmetic is not f32; queries, keys and values after the rotary embedding, keys and values repeated for their queries, and
-    the attention output; gate, up and the activated gate. Packed sequences add a mask. DoRA keeps the two outputs of every layer that
-    it scales, and what the norm of its weights is taken of.
+    where the arithmetic is not f32; queries, keys and values after the rotary embedding, the latter two repeated for their queries,
+    and the attention output; gate, up and the activated gate. Packed sequences add a mask. DoRA keeps the two outputs of every layer
+    that it scales, and what the norm of its weights is taken of.
     """
     element_bytes = 2 if training.autocast == "bf16" else 4
     tokens = training.batch_sequences * training.sequence_tokens
