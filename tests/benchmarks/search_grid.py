@@ -25,7 +25,7 @@ from tasks.quantization.candidate_needs import predict
 from tasks.quantization.explore import SCORE_SECONDS_A_GIB
 from tasks.quantization.options import Option, brief, options_of, served
 from tasks.release.judging import screen_candidate
-from tasks.release.measuring import make_candidate, measure_candidate
+from tasks.release.measuring import make_candidate, measure_on
 from tasks.release.preparation import make_workspace
 from tasks.release.scoring import CandidateScores
 from tasks.release.workspace import Workspace
@@ -147,9 +147,7 @@ def _measured(workspace: Workspace, option: Option, built: set[str]) -> GridRow:
         lambda: make_candidate(workspace, workspace.source, option.engine, option.weights)
     )
     screen, screen_s = _timed(lambda: screen_candidate(workspace, candidate))
-    measured, speed_s = _timed(
-        lambda: measure_candidate(workspace, candidate, requests=brief(workspace.config.requests))
-    )
+    measured, speed_s = _timed(lambda: measure_on(workspace, candidate, brief(workspace.config.requests)))
     all_s, own_s = (after - then for after, then in zip(_processor_s(), before, strict=True))
     files = workspace.store.open(candidate.artifact).manifest.files
     cost = build_cost(workspace.store, candidate.artifact)  # of a run before this one, where that was ended
