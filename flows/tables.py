@@ -144,6 +144,19 @@ def plan(found: Plan) -> None:
     console.print(memory)
     if isinstance(found.quantize, Preflight):
         _candidates(found.quantize)
+    if found.training:
+        training = _table(
+            "adapter", "arithmetic", "trained parameters", "memory saved by", "training peak MiB"
+        )
+        for need in found.training:
+            training.add_row(
+                need.method,
+                need.arithmetic,
+                f"{need.trained_parameters:,}",
+                need.saving,
+                f"{need.peak_mib:.0f}",
+            )
+        console.print(training)
     samples = _table(
         "task",
         "metric",

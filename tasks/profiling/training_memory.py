@@ -9,6 +9,9 @@ from tasks.store.record import Record
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 """Bits a weight under NF4 with double quantization (Dettmers et al. 2023, QLoRA, section 3)."""
 
+CHUNK_TOKENS = 128
+"""Tokens whose logits exist at once in our losses (`tasks.training.losses`): 24 MiB of float32 at V = 49,152."""
+
 
 class TrainingBudget(Record):
     """Predicted memory of training, bytes.

@@ -14,6 +14,7 @@ from tasks.quality.planning import MetricPlan, joint_power
 from tasks.release.effort import disk_bytes, rollout_seconds
 from tasks.release.preparation import plan_quality
 from tasks.release.stage_result import StageResult
+from tasks.release.training_plan import TrainingNeed, training_needs
 from tasks.release.workspace import Workspace
 from tasks.store.record import Record
 
@@ -47,6 +48,7 @@ class Plan(Record):
         disk_mib: artifacts and reference logits that the rollout would write.
         minutes: rough time, from the tokens to score and to train and this machine's speed where it was measured.
         recommendations: the stack, with reasons.
+        training: what every adapter takes.
         quantize: what every declared candidate takes, and which do not fit (`tasks/quantization/preflight.py`).
     """
 
@@ -59,6 +61,7 @@ class Plan(Record):
     disk_mib: float
     minutes: float
     recommendations: tuple[Recommendation, ...]
+    training: tuple[TrainingNeed, ...] = ()
     quantize: SerializeAsAny[Record] | None = None
 
 
@@ -74,6 +77,7 @@ def make_plan(
 
     Raises:
         PlanError: a margin cannot be planned for.
+        ConfigError: an adapter does not fit.
     """
     config = workspace.config
     samples = plan_quality(config)
@@ -94,6 +98,7 @@ def make_plan(
             quality_priority="high" if config.quality.margins.kl_nats else "normal",
             results=results,
         ),
+        training=training_needs(workspace),
         quantize=quantize,
     )
 

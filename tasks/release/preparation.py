@@ -16,6 +16,7 @@ from tasks.quality.planning import MetricPlan, plan_items, refuse_undecidable
 from tasks.quality.task_folder import folder_digest
 from tasks.release.gate_tasks import judged_tasks
 from tasks.release.training_data import check_training_data
+from tasks.release.training_plan import training_needs
 from tasks.release.workspace import Workspace
 from tasks.serving.workload import check_load
 from tasks.store.digest import code_digest, digest_of, library_versions
@@ -52,6 +53,8 @@ def make_workspace(config: Config) -> Workspace:
     if sizes := judged_tasks(workspace):
         refuse_undecidable(plan_quality(config, sizes))
     check_training_data(workspace)
+    if config.adapt is not None and config.adapt.max_memory_mib is not None:
+        training_needs(workspace)
     return workspace
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_TOKENS = 128  # 24 MiB of float32 logits at V = 49,152
+from tasks.profiling.training_memory import CHUNK_TOKENS
 
 ChunkLoss = Callable[[Tensor, slice], Tensor]
 

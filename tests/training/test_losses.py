@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tasks.training.losses import CHUNK_TOKENS, cross_entropy, distillation, divergence, mean_loss
+from tasks.profiling.training_memory import CHUNK_TOKENS
+from tasks.training.losses import cross_entropy, distillation, divergence, mean_loss
 
 # The worked example of the project's seed notes: four logits, T = 2, alpha = 0.4, the first is right.
 TEACHER, STUDENT, GOLD, T, ALPHA = [3.2, 2.4, -0.8, 0.1], [2.0, 1.9, -0.1, 0.2], 0, 2.0, 0.4
