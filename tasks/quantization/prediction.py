@@ -52,16 +52,27 @@ class Figure:
         values = {**estimated, **known}
         seen = [number for number, each in enumerate(options) if each.name in values]
         expected = np.array([self.expected(each) for each in options])
-        covariance = self.level**2 + self.spread**2 * self._correlation(options)
+        correlation = self._correlation(options)
         if not seen:
-            return expected, np.sqrt(covariance.diagonal())
+            return expected, np.sqrt(self.level**2 + self.spread**2 * correlation.diagonal())
         surprise = np.log([values[options[number].name] for number in seen]) - expected[seen]
+        covariance = (
+            self.level**2 + self._learnt_spread(surprise, correlation[np.ix_(seen, seen)]) ** 2 * correlation
+        )
         noise = np.array([NOISE if options[number].name in known else ESTIMATE_NOISE for number in seen])
         within = covariance[np.ix_(seen, seen)] + np.diag(noise**2)
         carried = np.linalg.solve(within, covariance[seen]).T
         mean = expected + carried @ surprise
         variance = covariance.diagonal() - (carried * covariance[:, seen]).sum(1)
         return mean, np.sqrt(np.maximum(variance, NOISE**2))
+
+    def _learnt_spread(self, surprise: Floats, correlation: Floats) -> float:
+        """The spread that the surprises show, beside BELIEF of the declared one: generalized least squares about their own level."""
+        weights = np.linalg.solve(correlation + RIDGE * np.eye(len(surprise)), np.ones(len(surprise)))
+        apart = surprise - weights @ surprise / weights.sum()
+        shown = float(apart @ np.linalg.solve(correlation + RIDGE * np.eye(len(surprise)), apart))
+        freedom = len(surprise) - 1
+        return math.sqrt((BELIEF * self.spread**2 + shown) / (BELIEF + freedom))
 
     def _correlation(self, options: Sequence[Option]) -> Floats:
         traits = [each.traits for each in options]
@@ -72,6 +83,11 @@ class Figure:
             correlation *= np.where(of[:, None] == of[None, :], 1.0, alike)
         return correlation
 
+
+BELIEF = 1.0
+"""Weight of the declared spread, in observations."""
+RIDGE = 0.02
+"""Of one option's own in the correlation, where two differ in nothing that counts."""
 
 _CALIBRATED = {
     "none": 1.0, "k_quant": 1.0, "hqq": 0.8, "awq": 0.8, "scale_estimation": 0.7, "awq+scale_estimation": 0.65,
