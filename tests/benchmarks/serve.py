@@ -306,7 +306,7 @@ def _drawing(measured: Mapping[str, Runs]) -> str:
             for axes in (left, right):
                 axes.set_ylim(bottom=0)
         for axes in panels[-1]:
-            axes.set_xlabel("load, 1: what the defaults answer with everything there at once")
+            axes.set_xlabel("load (1: capacity of the defaults)")
         figure.legend(loc="outside upper right", ncols=3)
 
     return draw_svg("serve", 5.4, draw)
