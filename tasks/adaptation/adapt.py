@@ -81,7 +81,7 @@ def adapt_to_data(workspace: Workspace, settings: AdaptSettings, release: Candid
     texts = training_texts(training_rows(workspace), chat_template_of(workspace.source.folder))
     tried = [_adapt(workspace, settings, lora, texts, release) for lora in settings.methods]
     best = min(tried, key=lambda each: each.result.screen["perplexity_delta_fraction"])
-    parity = check_adapter(workspace, best.adapter, best.merged)
+    parity = check_adapter(workspace, best.adapter, best.merged, release.engine.engine)
     judged = judge_candidate(workspace, best.candidate, "tasks")
     verdict = judged.verdict if judged.verdict != "PASS" or best.gain.improved else "INCONCLUSIVE"
     losses = "; ".join(f"{each.lora.label} {describe_gain(each.gain)}" for each in tried)

@@ -1,7 +1,7 @@
 """One adapter, three forms of it: beside the weights, merged into them, merged and exported. They must say the same.
 
     beside -> merged     the source with the adapter, as it was trained (peft), against the merged checkpoint
-    merged -> exported   the merged checkpoint on transformers against its f32 export
+    merged -> exported   the merged checkpoint on transformers against its f32 export on the engine that serves the release
 
 KL and flips of every next token, all in f32, where nothing but a fault can set them apart: what rounding the merged weights costs
 is the gate's question.
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from configs.engine import EngineSettings
+from configs.engine import EngineName, EngineSettings
 from configs.weights import WeightSettings
 from tasks.compression.build import build_artifact
 from tasks.engines.open import open_engine
@@ -58,13 +58,16 @@ class AdapterParity(Record):
         return {f"quality/adapter_parity/{name}": value for name, value in self.model_dump().items()}
 
 
-def check_adapter(workspace: Workspace, adapter: Artifact, merged: Artifact) -> AdapterParity:
+def check_adapter(
+    workspace: Workspace, adapter: Artifact, merged: Artifact, engine: EngineName
+) -> AdapterParity:
     """Compare the forms of an adapter.
 
     Args:
         workspace: of the rollout.
         adapter: trained on its source.
         merged: checkpoint of source and adapter.
+        engine: that serves the release; the export is its own.
 
     Raises:
         TrainingError: they are further apart than arithmetic explains.
@@ -76,12 +79,12 @@ def check_adapter(workspace: Workspace, adapter: Artifact, merged: Artifact) -> 
         for text in search_texts(workspace)[:SECTIONS]
     ]
     threads = workspace.config.threads
-    exported = build_artifact(workspace.store, merged, "openvino", WeightSettings(), ())
+    exported = build_artifact(workspace.store, merged, engine, WeightSettings(), ())
     beside = _beside(workspace.source, adapter, texts)
-    with open_engine(merged, EngineSettings(engine="transformers", threads=threads)) as engine:
-        together = _scored(engine, texts)
-    with open_engine(exported, EngineSettings(engine="openvino", threads=threads)) as engine:
-        served = _scored(engine, texts)
+    with open_engine(merged, EngineSettings(engine="transformers", threads=threads)) as opened:
+        together = _scored(opened, texts)
+    with open_engine(exported, EngineSettings(engine=engine, threads=threads)) as opened:
+        served = _scored(opened, texts)
     parity = AdapterParity(
         merged_kl_nats=_kl(beside, together),
         merged_flip_rate=_flips(beside, together),

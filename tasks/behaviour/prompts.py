@@ -9,6 +9,7 @@ import numpy as np
 from configs.behaviour import BehaviourSettings
 from tasks.behaviour.embedded_prompts import FORMATS, FREE, Format
 from tasks.behaviour.error import BehaviourError
+from tasks.data.lines import read_lines
 from tasks.quality.intervals import MIN_ITEM_CLUSTERS, MIN_TEXT_CLUSTERS, effective_clusters
 from tasks.store.record import Record
 
@@ -107,16 +108,8 @@ def _check_effective(prompts: tuple[Prompt, ...], where: str) -> None:
 
 
 def _read(file: Path) -> tuple[Prompt, ...]:
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise BehaviourError(
-            f"behaviour.prompts: {file}: {error.strerror}; give 'embedded' or the path of a JSONL file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise BehaviourError(
-            f"behaviour.prompts: {file}: byte {error.start} is not UTF-8; save the file as UTF-8"
-        ) from error
+    way_out = "give 'embedded' or the path of a JSONL file"
+    lines = read_lines(file, "behaviour.prompts", way_out, BehaviourError)
     prompts: dict[str, Prompt] = {}
     for number, line in enumerate(lines, start=1):
         if line.strip():

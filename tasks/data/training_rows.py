@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.training import DatasetSource
+from tasks.data.lines import read_lines
 
 Chat = list[dict[str, str]]
 ChatTemplate = Callable[[Chat], str]
@@ -62,16 +63,7 @@ def training_texts(rows: Sequence[TrainingRow], chat_template: ChatTemplate) -> 
 
 
 def _rows(file: Path) -> Iterator[TrainingRow]:
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise DataError(
-            f"adapt.data: {file}: {error.strerror}; give 'text' or the path of a JSONL file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"adapt.data: {file}: byte {error.start} is not UTF-8; save the file as UTF-8"
-        ) from error
+    lines = read_lines(file, "adapt.data", "give 'text' or the path of a JSONL file", DataError)
     for number, line in enumerate(lines, start=1):
         if line.strip():
             where = f"adapt.data: {file}, line {number}"

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from tasks.data.lines import read_lines
 from tasks.judging.both_orders import Outcome
 from tasks.judging.error import LabelError
 from tasks.judging.judge import Comparison
@@ -52,16 +53,7 @@ def read_labels(file: Path) -> tuple[LabelledPair, ...]:
     Raises:
         LabelError: it cannot be read, a line breaks the rule, or there are fewer than 30 pairs.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise LabelError(
-            f"judge.calibration.human_labels: {file}: {error.strerror}; give a JSONL file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise LabelError(
-            f"judge.calibration.human_labels: {file}: byte {error.start} is not UTF-8; save the file as UTF-8"
-        ) from error
+    lines = read_lines(file, "judge.calibration.human_labels", "give a JSONL file", LabelError)
     pairs = tuple(
         _pair(line, f"judge.calibration.human_labels: {file}, line {number}")
         for number, line in enumerate(lines, start=1)

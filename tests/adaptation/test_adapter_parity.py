@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from tiny_llama import TEXTS, tiny_llama
 
+from configs.engine import EngineName
 from configs.load import load_config
 from configs.training import LoraSettings, TrainingSettings
 from tasks.adaptation.adapter_parity import check_adapter
@@ -44,10 +45,19 @@ def trained(workspace: Workspace, scratch: Path, method: str) -> tuple[Artifact,
     return adapter, merged
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora", "dora"])
-def test_all_forms_agree(method: str, workspace: Workspace, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "engine"),
+    [
+        ("lora", "openvino"),
+        ("qlora", "openvino"),
+        ("dora", "openvino"),
+        ("lora", "onnxruntime"),
+        ("lora", "transformers"),
+    ],
+)
+def test_all_forms_agree(method: str, engine: EngineName, workspace: Workspace, tmp_path: Path) -> None:
     adapter, merged = trained(workspace, tmp_path / "scratch", method)
-    parity = check_adapter(workspace, adapter, merged)
+    parity = check_adapter(workspace, adapter, merged, engine)
     assert 0 <= parity.merged_kl_nats < 1e-6
     assert 0 <= parity.exported_kl_nats < 1e-6
     assert parity.merged_flip_rate == parity.exported_flip_rate == 0
@@ -57,4 +67,4 @@ def test_all_forms_agree(method: str, workspace: Workspace, tmp_path: Path) -> N
 def test_another_adapter_than_the_merged_one_is_an_error(workspace: Workspace, tmp_path: Path) -> None:
     adapter, _ = trained(workspace, tmp_path / "scratch", "lora")
     with pytest.raises(TrainingError, match="adapter parity: KL of the merged checkpoint to the"):
-        check_adapter(workspace, adapter, workspace.source)
+        check_adapter(workspace, adapter, workspace.source, "openvino")
