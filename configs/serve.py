@@ -43,8 +43,11 @@ class ServeSettings(Section):
     )
     port: int = Field(8000, ge=0, le=65535, description="0: a free one, which the first line of output names")
     api_key_file: Path | None = Field(None, description="a file whose only line is the API key")
-    vllm_command: str = Field(
-        "vllm", min_length=1, description="engine: vllm only: its command, or the path of it"
+    vllm_command: str | None = Field(
+        None,
+        min_length=1,
+        description="engine: vllm only: its command `vllm`, or the path of it; null: the server of the environment that "
+        "`make vllm` made or KEIRYO_VLLM_PYTHON names",
     )
     limits: ServeLimits = ServeLimits()
 

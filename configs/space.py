@@ -27,13 +27,11 @@ _SERVING = ("engine", "compute", "kv_cache", "activation_group")
 
 
 class WeightCandidate(Section):
-    """A weight format on an engine, with each KV-cache type.
-
-    engine: vllm is built, and served by `vllm serve`; it is not measured here, so it is recorded and never proposed.
-    """
+    """A weight format on an engine, with each KV-cache type."""
 
     engine: SpaceEngine | Literal["vllm"]
     weights: WeightSettings
+    device: Literal["cpu", "cuda"] = Field("cpu", description="what serves it; cuda: one NVIDIA GPU (vLLM)")
     compute: Compute = "f32"
     activation_group: int = Field(0, ge=0, description="int8 activations in groups of this size (OpenVINO)")
     kv_cache: tuple[KvCache, ...] = Field(("f32",), min_length=1)
@@ -43,6 +41,15 @@ class WeightCandidate(Section):
         objection = self.weights.vllm_objection if self.engine == "vllm" else None
         if objection is not None:
             raise ValueError(objection)
+        packed = self.weights.bits in (4, 8) and self.weights.activations == "float"
+        if self.engine == "vllm" and packed and self.compute == "f32":
+            raise ValueError(
+                "engine: vllm multiplies packed weights in bf16 only; set compute: bf16 and kv_cache: [bf16]"
+            )
+        if self.device == "cuda" and self.engine != "vllm":
+            raise ValueError(
+                f"device: cuda is not offered by engine: {self.engine}; use vllm, or device: cpu"
+            )
         return self
 
 

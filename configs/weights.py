@@ -72,7 +72,7 @@ class WeightSettings(Section):
         "float",
         description=(
             "what the stored graph does to activations: int8_static: scales from the calibration text; int8_dynamic: from each "
-            "input (ONNX Runtime; OpenVINO's own on-the-fly kind is the engine's activation_group)"
+            "input (ONNX Runtime, vLLM; OpenVINO's own on-the-fly kind is the engine's activation_group)"
         ),
     )
 
@@ -125,8 +125,12 @@ class WeightSettings(Section):
                 f"engine: vllm computes q, k and v, and gate and up, as one matrix of one format; leave {given[0]} out, or use engine: "
                 "openvino"
             )
-        if self.number != "int" or self.activations != "float" or not self.symmetric:
-            return "engine: vllm takes weights alone, as symmetric integers; set symmetric: true and leave number and activations out"
+        if self.number != "int" or not self.symmetric:
+            return "engine: vllm takes symmetric integers; set symmetric: true and leave number out"
+        if self.activations == "int8_static":
+            return "engine: vllm rounds activations with a scale for each token; use activations: int8_dynamic, or float"
+        if self.activations == "int8_dynamic" and self.group_size != -1:
+            return f"group_size is {self.group_size}; engine: vllm multiplies int8 by int8 per channel only; set it to -1"
         if self.calibration not in ("none", "gptq"):
             return f"calibration: {self.calibration} is made for another engine; with engine: vllm use none or gptq"
         if self.group_size not in (-1, 32, 64, 128):

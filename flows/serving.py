@@ -151,7 +151,7 @@ def _become_vllm(
         folder=artifact.folder,
         sequence_tokens=_sequence_tokens(settings),
     )
-    become_vllm(command, key, os.environ)
+    become_vllm(command, key, champion.candidate.engine.threads, os.environ)
 
 
 def _sequence_tokens(settings: ServeSettings) -> int:

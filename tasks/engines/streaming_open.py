@@ -3,7 +3,6 @@
 import json
 
 from configs.engine import EngineSettings
-from tasks.engines.protocol import EngineUnavailable
 from tasks.engines.streaming import StreamingEngine
 from tasks.engines.threads import set_threads
 from tasks.store.artifact import Artifact
@@ -41,4 +40,9 @@ def open_streaming(
 
             return StreamingTransformers.open(artifact, settings, sequence_tokens=longest)
         case "vllm":
-            raise EngineUnavailable("engine: vllm brings its own server; `keiryo serve` starts it")
+            from tasks.engines.streaming_vllm import StreamingVllm
+            from tasks.engines.vllm_engine import longest_sequence
+            from tasks.engines.vllm_process import VllmProcess
+
+            longest = min(longest, longest_sequence(artifact, settings))
+            return StreamingVllm(VllmProcess(artifact, settings, longest), settings)

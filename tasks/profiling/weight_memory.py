@@ -126,7 +126,8 @@ def _onnx_bytes(architecture: Architecture, weights: WeightSettings, others: int
 
 def _vllm_bytes(architecture: Architecture, weights: WeightSettings, others: int) -> int:
     linear = linear_matrices(architecture)
-    shapes = 16 * sum(matrix.count for matrix in linear)  # two int64 a layer
+    packed = weights.activations == "float"
+    shapes = 16 * sum(matrix.count for matrix in linear) if packed else 0  # two int64 a layer
     tables = _at_bits(embedding_matrices(architecture), weights.embedding_bits, weights, _VLLM)
     plain = plain_bytes(others, 32 if architecture.dtype == "F32" else 16)
     return _at_bits(linear, weights.bits, weights, _VLLM) + shapes + tables + plain

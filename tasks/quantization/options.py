@@ -86,6 +86,7 @@ def served(declared: WeightCandidate, settings: QuantizeSettings, threads: int) 
     for kv_cache in declared.kv_cache:
         yield EngineSettings(
             engine=declared.engine,
+            device=declared.device,
             compute=declared.compute,
             kv_cache=kv_cache,
             activation_group=declared.activation_group,

@@ -109,7 +109,7 @@ def formats(config: Config) -> list[tuple[WeightSettings, EngineSettings]]:
     for declared in config.quantize.declared if config.quantize else ():
         for kv_cache in declared.kv_cache:
             engine = EngineSettings(
-                engine=declared.engine, compute=declared.compute, kv_cache=kv_cache,
+                engine=declared.engine, device=declared.device, compute=declared.compute, kv_cache=kv_cache,
                 activation_group=declared.activation_group, threads=config.threads,
             )  # fmt: skip
             found.append((declared.weights, engine))

@@ -9,11 +9,12 @@ of 64 tokens (512 before scaling), which the search may cache.
 
     keiryo                      int8 on OpenVINO; the scheduler is what the batching stage's search finds here, on other text
     openvino genai, defaults    the same artifact, `ContinuousBatchingPipeline(folder, SchedulerConfig(), "CPU")`: nothing set
+    vllm, int8                  vLLM's CPU build, weights and activations int8 (its fastest format here), compiled, the scheduler that
+                                its server starts with; where it is installed (`make vllm`)
     transformers, static batches  padded batches of 16 that end together, in the type that this machine multiplies faster; served once,
                                 at the lowest load, for its slowness
 
-Sides take turns inside every load. Ratios are over the paired runs of a load. vLLM and llama.cpp are not measured: neither is
-installed by this project's lock; what is found of them on the machine is printed.
+Sides take turns inside every load. Ratios are over the paired runs of a load. llama.cpp is not measured; what is there is printed.
 
 ROWS is the number of requests of a run, REPEATS that of runs a load, SCALES the loads.
 """
@@ -48,8 +49,11 @@ from tasks.batching.halving import search
 from tasks.batching.tune import scheduler_options
 from tasks.engines.arithmetic import multiply_rates
 from tasks.engines.openvino_engine import OpenVinoEngine
+from tasks.engines.protocol import EngineUnavailable
+from tasks.engines.streaming import StreamingEngine
 from tasks.engines.streaming_openvino import StreamingOpenVino
 from tasks.engines.transformers_engine import TransformersEngine
+from tasks.engines.vllm_environment import vllm_python
 from tasks.release.candidate import Candidate
 from tasks.release.measuring import make_candidate, open_served, prompt_tokens, source_candidate
 from tasks.release.preparation import make_workspace
@@ -65,6 +69,7 @@ TRACE = Path(__file__).resolve().parents[3] / "shared" / "data" / "traces" / "az
 ROWS, REPEATS = int(os.environ.get("ROWS", "60")), int(os.environ.get("REPEATS", "3"))
 SCALES = tuple(float(scale) for scale in os.environ.get("SCALES", "0.6,0.8,1.0,1.3").split(","))
 RELEASE, DEFAULTS, STATIC = "keiryo", "openvino genai, defaults", "transformers, static batches"
+VLLM = "vllm, int8"
 SLO = SloSettings(ttft_ms=1000, itl_ms=50)
 TUNED_LOAD_RUNS = 1000  # runs of the sweep have lower numbers: other text
 GRIDS = {
@@ -81,6 +86,14 @@ GRIDS = {
 SYSTEM_PROMPTS = SharedPrefixSettings(rate=0.8, tokens=64, count=4)
 TUNING = TuningSettings(full_pairs=8)
 INT8 = EngineSettings(engine="openvino", compute="bf16", kv_cache="u8", activation_group=32, threads=2)
+VLLM_ENGINE = EngineSettings(
+    engine="vllm",
+    compute="bf16",
+    kv_cache="bf16",
+    threads=2,
+    scheduler=SchedulerSettings(max_num_seqs=128, max_num_batched_tokens=2048),
+)
+VLLM_WEIGHTS = WeightSettings(bits=8, activations="int8_dynamic", embedding_bits=16)
 Runs = dict[str, dict[float, list[LoadRun]]]
 
 
@@ -200,11 +213,14 @@ def _sweep(workspace: Workspace, tuned: Candidate) -> Runs:
     settings = _transformers()
     store, source = workspace.store, source_candidate(workspace, settings)
     with ExitStack() as stack:
-        engines = {
+        engines: dict[str, StreamingEngine] = {
             RELEASE: open_served(workspace, tuned, longest),
             DEFAULTS: _defaults(workspace, tuned, longest),
             STATIC: StaticBatches(TransformersEngine.open(store.open(source.artifact), settings)),
         }
+        if _has_vllm():
+            packed = make_candidate(workspace, workspace.source, VLLM_ENGINE, VLLM_WEIGHTS)
+            engines[VLLM] = open_served(workspace, packed, longest)
         drivers = {name: LoadDriver(stack.enter_context(closing(each))) for name, each in engines.items()}
         for driver in drivers.values():
             _warm(driver, load, tokens)
@@ -248,7 +264,7 @@ def _ratios(runs: Runs) -> dict[str, dict[str, float]]:
     def goodput(run: LoadRun) -> float:
         return (good_requests(run, slo) + 0.5) / run.seconds
 
-    for peer in (DEFAULTS, STATIC):
+    for peer in (name for name in runs if name != RELEASE):
         for scale in SCALES:
             pairs = list(zip(runs[RELEASE][scale], runs[peer][scale], strict=False))
             if pairs:
@@ -256,13 +272,15 @@ def _ratios(runs: Runs) -> dict[str, dict[str, float]]:
                 ratios[name] = _interval(
                     [math.log(goodput(ours) / goodput(theirs)) for ours, theirs in pairs]
                 )
-    best = [
-        [max(goodput(runs[name][scale][number]) for scale in SCALES) for number in range(REPEATS)]
-        for name in (RELEASE, DEFAULTS)
-    ]
-    ratios[f"ours_over_{DEFAULTS}_best load of each"] = _interval(
-        [math.log(ours / theirs) for ours, theirs in zip(*best, strict=True)]
-    )
+    best = {
+        name: [max(goodput(each[scale][number]) for scale in SCALES) for number in range(REPEATS)]
+        for name, each in runs.items()
+        if name != STATIC
+    }
+    for peer in (name for name in best if name != RELEASE):
+        ratios[f"ours_over_{peer}_best load of each"] = _interval(
+            [math.log(ours / theirs) for ours, theirs in zip(best[RELEASE], best[peer], strict=True)]
+        )
     return ratios
 
 
@@ -273,26 +291,41 @@ def _interval(logs: Sequence[float]) -> dict[str, float]:
     return {"median": math.exp(mean), "ci_low": math.exp(mean - half), "ci_high": math.exp(mean + half)}
 
 
+def _has_vllm() -> bool:
+    try:
+        vllm_python()
+    except EngineUnavailable:
+        return False
+    return True
+
+
 def _peers() -> list[str]:
     """What is there of the peers that are not measured."""
-    vllm = shutil.which("vllm") or importlib.util.find_spec("vllm")
     llama = shutil.which("llama-server") or importlib.util.find_spec("llama_cpp")
     return [
-        f"{name}: {'installed, but this benchmark does not drive it' if found else 'not installed'}; no row"
-        for name, found in (("vLLM", vllm), ("llama.cpp", llama))
+        f"{name}: {said}; no row"
+        for name, found, said in (
+            ("vLLM", not _has_vllm(), "not installed (make vllm)"),
+            (
+                "llama.cpp",
+                True,
+                "installed, but this benchmark does not drive it" if llama else "not installed",
+            ),
+        )
+        if found
     ]
 
 
 def _drawing(measured: Mapping[str, Runs]) -> str:
     """Goodput and attainment over the load, a row of panels for each kind of prompts."""
-    from tasks.report.svg import BLUE, GREY, ORANGE, RED, draw_svg
+    from tasks.report.svg import BLUE, GREEN, GREY, ORANGE, RED, draw_svg
 
     slo = SLO
 
     def draw(figure: Any) -> None:
         panels = figure.subplots(len(measured), 2, sharex=True, squeeze=False)
         for (left, right), (workload, runs) in zip(panels, measured.items(), strict=True):
-            for (name, loads), colour in zip(runs.items(), (BLUE, ORANGE, GREY), strict=True):
+            for (name, loads), colour in zip(runs.items(), (BLUE, ORANGE, GREY, GREEN), strict=False):
                 scales = [scale for scale in SCALES if loads[scale]]
                 goodput = [
                     statistics.fmean(good_requests(r, slo) / r.seconds for r in loads[s]) for s in scales
@@ -307,7 +340,7 @@ def _drawing(measured: Mapping[str, Runs]) -> str:
                 axes.set_ylim(bottom=0)
         for axes in panels[-1]:
             axes.set_xlabel("load (1: capacity of the defaults)")
-        figure.legend(loc="outside upper right", ncols=3)
+        figure.legend(loc="outside upper right", ncols=4)
 
     return draw_svg("serve", 5.4, draw)
 

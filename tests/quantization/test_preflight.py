@@ -27,7 +27,12 @@ CALIBRATED = {
     "kv_cache": ["u8"],
 }
 ONNX = {"engine": "onnxruntime", "weights": {"bits": 4, "group_size": 32}}
-VLLM = {"engine": "vllm", "weights": {"bits": 4, "group_size": 32, "embedding_bits": 16}}
+VLLM = {
+    "engine": "vllm",
+    "compute": "bf16",
+    "kv_cache": ["bf16"],
+    "weights": {"bits": 4, "group_size": 32, "embedding_bits": 16},
+}
 AMPLE = Limits(memory_mib=1e5, build_mib=None, disk_mib=1e5)
 
 
