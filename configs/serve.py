@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, ValidationError
@@ -13,6 +13,7 @@ from configs.load import ConfigError
 from configs.section import Section
 
 API_KEY_VARIABLE = "KEIRYO_API_KEY"
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ServeLimits(Section):
@@ -48,6 +49,10 @@ class ServeSettings(Section):
         min_length=1,
         description="engine: vllm only: its command `vllm`, or the path of it; null: the server of the environment that "
         "`make vllm` made or KEIRYO_VLLM_PYTHON names",
+    )
+    adapters: dict[str, Digest] = Field(
+        {},
+        description="adapters that requests may name as their `model`, by digest: each request is answered with its own (engine: vllm)",
     )
     limits: ServeLimits = ServeLimits()
 

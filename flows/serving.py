@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
+from configs.load import ConfigError
 from configs.serve import API_KEY_VARIABLE, ServeSettings, serve_settings
 from flows.offline import prepare_environment
 from tasks.release.history import ReleaseVersion
@@ -67,6 +68,12 @@ def serve(model: str, overrides: Sequence[str], announce: Callable[[Serving], No
     artifact = Store(store_home()).open(champion.candidate.artifact)
     if champion.candidate.engine.engine == "vllm":
         _become_vllm(settings, champion, artifact, key)
+    if settings.adapters:
+        engine = champion.candidate.engine.engine
+        raise ConfigError(
+            f"adapters.{next(iter(settings.adapters))}: the release runs on {engine}, whose continuous batching keeps the weights "
+            "that it was started with; release on vllm, or release the merged model"
+        )
     _serve_here(settings, champion, artifact, key, announce)
 
 
@@ -142,14 +149,20 @@ def _serve_here(
 def _become_vllm(
     settings: ServeSettings, champion: ReleaseVersion, artifact: Artifact, key: str | None
 ) -> None:
-    from tasks.endpoint.vllm import become_vllm, vllm_command
+    from tasks.endpoint.vllm import become_vllm, check_adapter, vllm_command
+    from tasks.release.draft_memory import checkpoint_of
 
+    store = Store(store_home())
+    adapters = {name: store.open(digest) for name, digest in settings.adapters.items()}
+    for name, adapter in adapters.items():
+        check_adapter(adapter, checkpoint_of(store, artifact), name)
     command = vllm_command(
         settings,
         champion.candidate.engine,
         model=champion.model,
         folder=artifact.folder,
         sequence_tokens=_sequence_tokens(settings),
+        adapters={name: adapter.folder for name, adapter in adapters.items()},
     )
     become_vllm(command, key, champion.candidate.engine.threads, os.environ)
 

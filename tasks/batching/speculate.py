@@ -1,8 +1,9 @@
 """One way of speculation tried on a candidate, at the concurrency of the request list.
 
-The probe serves the list at one block length and gives the acceptance, and what a drafted token adds to a round: it is drafted and
-checked, and on a CPU a pass over block + 1 tokens of every request is no memory-bound pass over one. With both, the closed form names
-the block length; the candidate with that length is then compared with plain decoding, token by token and in interleaved runs.
+The probe serves the list at two block lengths, one token and some, and gives the acceptance, what a drafted token adds to a round,
+and what a round costs however short its block is: on a CPU a pass over block + 1 tokens of every request is no memory-bound pass over
+one. With these the closed form names the block length; the candidate with that length is then compared with plain decoding, token by
+token and in interleaved runs.
 """
 
 import math
@@ -12,7 +13,7 @@ from configs.engine import EngineSettings
 from configs.speculation import DraftModel, PromptLookup, SpeculationSearch
 from tasks.batching.lossless import Losslessness, check_lossless
 from tasks.batching.rounds import Rounds, count_rounds, step_seconds
-from tasks.batching.speculation import Speculation, best_block, speculate
+from tasks.batching.speculation import Speculation, best_block, costs_of_lengths, speculate
 from tasks.engines.protocol import Engine, Generation, GenerationRequest
 from tasks.quality.intervals import ratio_interval
 from tasks.release.candidate import Candidate
@@ -35,8 +36,8 @@ class SpeculationTrial(Record):
         probe: rounds of the request list at the probing length.
         served: rounds at the chosen length.
         draft_step_cost: a step of the draft alone over a step of the model alone, both on the list; 0 without a draft model.
-        predicted: the closed form at the chosen length; its draft cost is what a drafted token added to the probe's rounds,
-            drafting and checking together, over a plain step.
+        predicted: the closed form at the chosen length; its costs are what a drafted token added to the probe's rounds, drafting
+            and checking together, and what a round took besides, over a plain step.
         published: the closed form as published: drafting costs `draft_step_cost`, checking block + 1 tokens no more than one.
         speedup: throughput on the list over plain decoding, interleaved.
         ci_low: lower end of its interval.
@@ -99,12 +100,15 @@ def try_speculation(
     with quiet(workspace.store), open_candidate(workspace, base) as plain:
         expected = _settled(plain, requests, tokens)
         step_s = step_seconds(expected)
-        with open_candidate(workspace, speculating(base, drafting)) as drafter:
-            probed = _settled(drafter, requests, tokens)
-        probe = count_rounds(probed, probe_block)
+        probed = {}
+        for length in (1, max(probe_block, 2)):
+            trial = speculating(base, drafting.model_copy(update={"block_tokens": length}))
+            with open_candidate(workspace, trial) as drafter:
+                probed[length] = _settled(drafter, requests, tokens)
+        over_step = [(length, step_seconds(made) / step_s - 1) for length, made in probed.items()]
+        probe = count_rounds(probed[over_step[1][0]], over_step[1][0])
         draft_step_cost = _draft_step_cost(workspace, base, drafting, requests, tokens, step_s)
-        added = max(0.0, step_seconds(probed) / step_s - 1) / probe_block
-        predicted = choose_block(probe.acceptance, added)
+        predicted = best_block(probe.acceptance, *costs_of_lengths(*over_step))
         chosen = drafting.model_copy(update={"block_tokens": predicted.block})
         candidate = speculating(base, chosen)
         with open_candidate(workspace, candidate) as fast:
@@ -143,11 +147,6 @@ def speculating(base: Candidate, drafting: PromptLookup | DraftModel) -> Candida
     return base.model_copy(
         update={"name": f"{base.name}, {how}, block {drafting.block_tokens}", "engine": engine}
     )
-
-
-def choose_block(acceptance: float, drafted_cost: float) -> Speculation:
-    """The best block length; where none pays, 1, which then loses least (the speed-up has one peak, and is 1 at length 0)."""
-    return best_block(acceptance, drafted_cost) or speculate(1, acceptance, drafted_cost)
 
 
 def _ratio(plain: Sequence[float], fast: Sequence[float], confidence: float) -> tuple[float, float, float]:

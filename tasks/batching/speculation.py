@@ -21,6 +21,7 @@ class Speculation(Record):
         acceptance: chance that a drafted token is accepted, given that those before it were.
         draft_cost: what a drafted token adds to a round, in plain passes of the target. As published, its drafting
             alone; measured in rounds that were played (tasks/batching/speculate.py), its checking too.
+        round_cost: what a round costs more than a plain pass however long its block is, in the same unit; 0 as published.
         tokens_per_round: expected tokens of one round.
         speedup: over plain decoding. With the published cost, when a pass over block + 1 tokens costs as much
             as over one (memory-bound decoding).
@@ -31,10 +32,16 @@ class Speculation(Record):
     block: int
     acceptance: float
     draft_cost: float
+    round_cost: float = 0.0
     tokens_per_round: float
     speedup: float
     naive_tokens_per_round: float
     naive_speedup: float
+
+    @property
+    def pays(self) -> bool:
+        """Whether it promises more than plain decoding."""
+        return self.speedup > 1
 
 
 def tokens_per_round(block: int, acceptance: float) -> float:
@@ -48,19 +55,22 @@ def tokens_per_round(block: int, acceptance: float) -> float:
     return sum(acceptance**accepted for accepted in range(block + 1))
 
 
-def speculate(block: int, acceptance: float, draft_cost: float) -> Speculation:
-    """Predict tokens a round and speed-up. A round costs one target pass and `block` draft tokens.
+def speculate(block: int, acceptance: float, draft_cost: float, round_cost: float = 0.0) -> Speculation:
+    """Predict tokens a round and speed-up. A round costs one target pass, `round_cost`, and `block` draft tokens.
 
     Raises:
         ValueError: block below 1, an acceptance outside [0, 1], or a negative cost.
     """
-    if block < 1 or draft_cost < 0:
-        raise ValueError(f"block {block} must be >= 1 and draft_cost {draft_cost} must be >= 0")
-    tokens, cost = tokens_per_round(block, acceptance), 1 + draft_cost * block
+    if block < 1 or draft_cost < 0 or round_cost < 0:
+        raise ValueError(
+            f"block {block} must be >= 1, draft_cost {draft_cost} and round_cost {round_cost} must be >= 0"
+        )
+    tokens, cost = tokens_per_round(block, acceptance), 1 + round_cost + draft_cost * block
     return Speculation(
         block=block,
         acceptance=acceptance,
         draft_cost=draft_cost,
+        round_cost=round_cost,
         tokens_per_round=tokens,
         speedup=tokens / cost,
         naive_tokens_per_round=block * acceptance,
@@ -68,11 +78,31 @@ def speculate(block: int, acceptance: float, draft_cost: float) -> Speculation:
     )
 
 
-def best_block(acceptance: float, draft_cost: float, largest: int = 16) -> Speculation | None:
-    """The block length up to `largest` with the greatest speed-up; None when drafting never pays."""
-    best = max((speculate(block, acceptance, draft_cost) for block in range(1, largest + 1)), key=_speedup)
-    return best if best.speedup > 1 else None
+def best_block(
+    acceptance: float, draft_cost: float, round_cost: float = 0.0, largest: int = 16
+) -> Speculation:
+    """The block length up to `largest` with the greatest speed-up; where none pays, the one that loses least."""
+    return max(
+        (speculate(block, acceptance, draft_cost, round_cost) for block in range(1, largest + 1)),
+        key=lambda speculation: speculation.speedup,
+    )
 
 
-def _speedup(speculation: Speculation) -> float:
-    return speculation.speedup
+def costs_of_lengths(first: tuple[int, float], second: tuple[int, float]) -> tuple[float, float]:
+    """What a drafted token and a round itself cost, from what rounds of two block lengths took over a plain pass.
+
+    Args:
+        first: block length, and (time of a round / time of a plain pass - 1).
+        second: the same of a longer block.
+
+    Returns:
+        (draft_cost, round_cost): the line through both, neither part of it below 0.
+
+    Raises:
+        ValueError: the second block is not longer.
+    """
+    (short, below), (long, above) = first, second
+    if long <= short:
+        raise ValueError(f"blocks of {short} and {long} tokens: the second has to be longer")
+    draft_cost = max(0.0, (above - below) / (long - short))
+    return draft_cost, max(0.0, below - draft_cost * short)

@@ -86,6 +86,7 @@ def trial_metrics(trial: SpeculationTrial) -> dict[str, float]:
         "tokens_per_round_predicted": trial.predicted.tokens_per_round,
         "tokens_per_round_naive": trial.predicted.naive_tokens_per_round,
         "drafted_token_cost": trial.predicted.draft_cost,
+        "round_cost": trial.predicted.round_cost,
         "draft_step_cost": trial.draft_step_cost,
         "speedup": trial.speedup,
         "speedup_ci_low": trial.ci_low,

@@ -8,9 +8,10 @@ not hold, nothing is exchanged and the checkpoint is exported as usual.
 
 import hashlib
 import shutil
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +46,9 @@ def shape_digest(checkpoint: Artifact) -> str | None:
 def exchange_weights(export: Artifact, source: Artifact, checkpoint: Artifact, out: Path) -> bool:
     """Write the export of `checkpoint` into `out`, from that of a checkpoint of the same shape.
 
+    The file of constants is copied and written over in place, one tensor at a time, so that a model of any size takes the memory of
+    its largest tensor.
+
     Args:
         export: f32 graph of `source`.
         source: the checkpoint it was exported from.
@@ -54,62 +58,64 @@ def exchange_weights(export: Artifact, source: Artifact, checkpoint: Artifact, o
     Returns:
         False where a tensor of `source` is not exactly one constant of its graph.
     """
-    import openvino as ov
-
-    model = ov.Core().read_model(export.folder / MODEL_XML)
-    places = _places(model, source)
+    places = _places(export.folder, source)
     if places is None:
         return False
-    kept = [_replace(places[name], values) for name, values in _tensors(checkpoint)]
-    model.validate_nodes_and_infer_types()
-    ov.save_model(model, out / MODEL_XML, compress_to_fp16=False)
-    del model, kept  # the graph only pointed into the arrays
     for entry in export.manifest.files:
-        if entry.path not in (MODEL_XML, MODEL_BIN):
-            shutil.copyfile(export.folder / entry.path, out / entry.path)
+        shutil.copyfile(export.folder / entry.path, out / entry.path)
+    with (out / MODEL_BIN).open("r+b") as constants:
+        for name, values in _tensors(checkpoint):
+            constants.seek(places[name])
+            constants.write(_bytes(values))
     return True
 
 
-def _places(model: Any, source: Artifact) -> dict[str, Any] | None:
-    """The constant of every tensor by its name; None where one has none or two, or where constants are left over."""
-    constants: dict[str, list[Any]] = {}
-    values_in_all = 0
-    for node in model.get_ops():
-        if node.get_type_name() == "Constant" and node.get_element_type().to_string() == "f32":
-            constants.setdefault(_content(node.data), []).append(node)
-            values_in_all += node.data.size
-    places: dict[str, Any] = {}
+def _places(export: Path, source: Artifact) -> dict[str, int] | None:
+    """Where each tensor's constant begins in the file; None where one has none or two, or where constants are left over."""
+    constants = _constants(export / MODEL_XML)
+    uses = Counter(offset for _, offset, _ in constants)
+    floats = {(offset, size) for element, offset, size in constants if element == "f32"}
+    found: dict[str, list[int]] = {}
+    with (export / MODEL_BIN).open("rb") as file:
+        for offset, size in sorted(floats):
+            file.seek(offset)
+            found.setdefault(hashlib.sha256(file.read(size)).hexdigest(), []).append(offset)
+    places: dict[str, int] = {}
+    placed_bytes = 0
     for name, values in _tensors(source):
-        found = constants.pop(_content(values), [])
-        if len(found) != 1:
+        offsets = found.pop(_content(values), [])
+        if len(offsets) != 1 or uses[offsets[0]] != 1:
             return None
-        places[name] = found[0]
-    left = sum(node.data.size for nodes in constants.values() for node in nodes)
-    return places if left <= LEFT_OVER * values_in_all else None
+        places[name] = offsets[0]
+        placed_bytes += values.nbytes
+    all_bytes = sum(size for _, size in floats)
+    return places if all_bytes - placed_bytes <= LEFT_OVER * all_bytes else None
 
 
-def _replace(node: Any, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Let everything that reads a constant read these numbers; returns the array that the graph points into."""
-    from openvino import Tensor
-    from openvino.op import Constant
-
-    placed = np.ascontiguousarray(values).reshape(tuple(node.shape))
-    constant = Constant(Tensor(placed, shared_memory=True), shared_memory=True)
-    constant.set_friendly_name(node.get_friendly_name())
-    for reader in list(node.output(0).get_target_inputs()):
-        reader.replace_source_output(constant.output(0))
-    return placed
+def _constants(xml: Path) -> list[tuple[str, int, int]]:
+    """Element type, offset and bytes of every constant of a graph; constants of equal bytes may share a place."""
+    layers = (layer for layer in ElementTree.parse(xml).iter("layer") if layer.get("type") == "Const")
+    return [
+        (data.attrib["element_type"], int(data.attrib["offset"]), int(data.attrib["size"]))
+        for layer in layers
+        for data in layer.iter("data")
+    ]
 
 
 def _tensors(checkpoint: Artifact) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """One tensor after another; the file is opened for each, or all that was read of it would stay mapped."""
     from safetensors import safe_open
 
     for file in weight_files(checkpoint.folder):
-        with safe_open(checkpoint.folder / file, framework="np") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (no dict)
+        for name in read_tensors(checkpoint.folder / file):
+            with safe_open(checkpoint.folder / file, framework="np") as tensors:
                 yield name, tensors.get_tensor(name)
 
 
 def _content(values: NDArray[np.float32]) -> str:
     """Of the numbers alone: a graph may give a vector more dimensions."""
-    return hashlib.sha256(values.tobytes()).hexdigest()
+    return hashlib.sha256(_bytes(values)).hexdigest()
+
+
+def _bytes(values: NDArray[np.float32]) -> memoryview:
+    return np.ascontiguousarray(values).reshape(-1).data.cast("B")

@@ -12,12 +12,30 @@ from configs.serve import ServeSettings
 from tasks.engines.protocol import EngineUnavailable
 from tasks.engines.vllm_arguments import command_line, engine_arguments, thread_environment
 from tasks.engines.vllm_environment import vllm_python
+from tasks.models.checkpoint_folder import read_json
+from tasks.store.artifact import Artifact
+
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM reserves room for
 
 
 def vllm_command(
-    settings: ServeSettings, engine: EngineSettings, *, model: str, folder: Path, sequence_tokens: int
+    settings: ServeSettings,
+    engine: EngineSettings,
+    *,
+    model: str,
+    folder: Path,
+    sequence_tokens: int,
+    adapters: Mapping[str, Path] = {},
 ) -> list[str]:
     """The command line of vLLM's server for an artifact, with the arguments that the release was measured under.
+
+    Args:
+        settings: of the server.
+        engine: that the release was judged under.
+        model: its name for clients.
+        folder: of the artifact.
+        sequence_tokens: the longest prompt with its completion.
+        adapters: folders of adapters, by the name under which a request asks for one.
 
     Raises:
         ConfigError: there is no vLLM, or a setting has no counterpart.
@@ -26,7 +44,7 @@ def vllm_command(
         arguments = engine_arguments(folder, engine, sequence_tokens)
         return [
             *_server(settings, str(arguments.pop("model"))), *command_line(arguments), "--served-model-name", model,
-            "--host", settings.host, "--port", str(settings.port),
+            "--host", settings.host, "--port", str(settings.port), *_adapter_flags(adapters),
         ]  # fmt: skip
     except EngineUnavailable as error:
         raise ConfigError(str(error)) from error
@@ -38,6 +56,29 @@ def become_vllm(
     """Let vLLM's server take this process's place: signals and exit code are its own; the key goes by environment."""
     key = {} if api_key is None else {"VLLM_API_KEY": api_key}
     os.execve(command[0], command, {**environment, **thread_environment(threads), **key})
+
+
+def check_adapter(adapter: Artifact, base: Artifact, name: str) -> None:
+    """Raise ConfigError where an artifact is no adapter of the checkpoint that the release was made from."""
+    if adapter.kind != "adapter":
+        raise ConfigError(f"adapters.{name}: artifact {adapter.digest} is {adapter.kind}, not an adapter")
+    if adapter.manifest.parent != base.digest:
+        raise ConfigError(
+            f"adapters.{name}: it was trained on checkpoint {adapter.manifest.parent}, the release was made from {base.digest}; "
+            "give an adapter of that one"
+        )
+
+
+def _adapter_flags(adapters: Mapping[str, Path]) -> list[str]:
+    """All of them stay in memory, so that any mix of them may be in one batch."""
+    if not adapters:
+        return []
+    ranks = [int(read_json(path / "adapter_config.json")["r"]) for path in adapters.values()]
+    largest = next(rank for rank in _LORA_RANKS if rank >= max(ranks))
+    return [
+        "--enable-lora", "--max-loras", str(len(adapters)), "--max-lora-rank", str(largest), "--lora-modules",
+        *(f"{name}={path}" for name, path in adapters.items()),
+    ]  # fmt: skip
 
 
 def _server(settings: ServeSettings, folder: str) -> list[str]:

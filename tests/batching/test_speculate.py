@@ -12,7 +12,7 @@ from configs.schema import BatchingSettings, RequestSettings
 from configs.speculation import DraftModel, PromptLookup, SpeculationSearch
 from tasks.batching import speculate, speculative_stage
 from tasks.batching.lossless import Losslessness
-from tasks.batching.speculate import SpeculationTrial, choose_block, speculating, try_speculation
+from tasks.batching.speculate import SpeculationTrial, speculating, try_speculation
 from tasks.batching.speculation import best_block
 from tasks.batching.speculation import speculate as closed_form
 from tasks.batching.speculative_stage import trial_metrics, with_speculation
@@ -35,13 +35,17 @@ def workspace() -> Any:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Engines that accept with a chance of 0.75; a drafted token costs 0.1 of a step, and the draft alone 0.06."""
-    known = SimpleNamespace(acceptance=0.75, cost=0.1, opened=[])
+    known = SimpleNamespace(acceptance=0.75, cost=0.1, round_cost=0.0, opened=[])
 
     def opened(_: Any, candidate: Candidate, *, chunk_tokens: int | None = None) -> SpeculatingEngine:
         known.opened.append(candidate)
         step_s = STEP_S * 0.06 if candidate.artifact == DRAFT else STEP_S
         return SpeculatingEngine(
-            candidate.engine, acceptance=known.acceptance, drafted_cost=known.cost, step_s=step_s
+            candidate.engine,
+            acceptance=known.acceptance,
+            drafted_cost=known.cost,
+            round_cost=known.round_cost,
+            step_s=step_s,
         )
 
     monkeypatch.setattr(speculate, "quiet", lambda store: nullcontext())
@@ -55,8 +59,8 @@ def test_block_is_chosen_from_what_was_measured_and_the_prediction_holds(world: 
     assert trial.probe.block == 4
     assert trial.probe.acceptance == pytest.approx(0.75, abs=0.03)
     assert trial.predicted.draft_cost == pytest.approx(0.1, abs=1e-6)
+    assert trial.predicted.round_cost == pytest.approx(0, abs=1e-6)
     expected = best_block(trial.probe.acceptance, trial.predicted.draft_cost)
-    assert expected is not None
     assert trial.served.block == expected.block == trial.predicted.block
     assert trial.candidate.engine.speculation == PromptLookup(block_tokens=expected.block)
     assert trial.served.tokens_per_round == pytest.approx(trial.predicted.tokens_per_round, rel=0.06)
@@ -77,6 +81,16 @@ def test_the_draft_is_timed_alone_and_its_artifact_is_opened(world: Any) -> None
     assert [each.engine.speculation for each in alone] == [None]
 
 
+def test_what_a_round_costs_besides_its_tokens_is_told_apart(world: Any) -> None:
+    """A drafted token 0.1 of a step, a round 0.4: through one probe at block 4 the first would have been called 0.2."""
+    world.round_cost = 0.4
+    trial = try_speculation(workspace(), BASE, PromptLookup(block_tokens=4), SEARCH, 0.95)
+    assert trial.predicted.draft_cost == pytest.approx(0.1, abs=1e-6)
+    assert trial.predicted.round_cost == pytest.approx(0.4, abs=1e-6)
+    assert trial.speedup == pytest.approx(trial.predicted.speedup, rel=0.1)
+    assert trial_metrics(trial)["perf/speculation_prompt_lookup/round_cost"] == pytest.approx(0.4, abs=1e-6)
+
+
 def test_drafting_that_costs_more_than_it_brings_is_measured_at_the_shortest_block(world: Any) -> None:
     world.acceptance, world.cost = 0.2, 0.5
     trial = try_speculation(workspace(), BASE, PromptLookup(), SEARCH, 0.95)
@@ -92,8 +106,9 @@ def test_drafting_that_costs_more_than_it_brings_is_measured_at_the_shortest_blo
 
 @pytest.mark.parametrize(("acceptance", "cost"), [(0.2, 0.5), (0.5, 0.5), (0.0, 0.1)])
 def test_where_no_block_pays_the_shortest_loses_least(acceptance: float, cost: float) -> None:
-    losing = choose_block(acceptance, cost)
+    losing = best_block(acceptance, cost)
     assert losing.block == 1
+    assert not losing.pays
     assert losing.speedup == max(closed_form(block, acceptance, cost).speedup for block in range(1, 17))
 
 

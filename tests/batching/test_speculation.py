@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tasks.batching.speculation import best_block, speculate, tokens_per_round
+from tasks.batching.speculation import best_block, costs_of_lengths, speculate, tokens_per_round
 
 
 def test_ends_of_the_closed_form():
@@ -38,11 +38,25 @@ def test_rule_of_thumb_is_wrong_at_both_ends():
     assert short.naive_speedup < 1 < short.speedup
 
 
-def test_best_block_is_the_best_and_none_when_drafting_loses():
+def test_best_block_is_the_best_and_says_whether_it_pays():
     best = best_block(0.8, 0.1)
-    assert best is not None
     assert best.speedup == max(speculate(block, 0.8, 0.1).speedup for block in range(1, 17))
-    assert best_block(0.2, 0.25) is None  # a draft token costs more than it brings: a < c
+    assert best.pays
+    assert not best_block(0.2, 0.25).pays  # a draft token costs more than it brings: a < c
+    assert (
+        best_block(0.6, 0.1, round_cost=1).block > best_block(0.6, 0.1).block
+    )  # a dear round asks for long blocks
+
+
+def test_two_lengths_tell_a_round_from_its_tokens():
+    assert costs_of_lengths((1, 0.5), (4, 0.8)) == pytest.approx((0.1, 0.4))
+    assert costs_of_lengths((1, 0.1), (4, 0.4)) == pytest.approx((0.1, 0.0))
+    assert costs_of_lengths((1, 0.3), (4, 0.2)) == pytest.approx(
+        (0.0, 0.3)
+    )  # noise: nothing is cheaper than nothing
+    assert costs_of_lengths((1, -0.1), (4, -0.2)) == (0.0, 0.0)
+    with pytest.raises(ValueError, match="has to be longer"):
+        costs_of_lengths((4, 0.3), (4, 0.2))
 
 
 @pytest.mark.parametrize(("block", "acceptance", "cost"), [(0, 0.5, 0.1), (2, 1.1, 0.1), (2, 0.5, -1.0)])

@@ -4,7 +4,7 @@ Work: the demo model as the demo releases it (OpenVINO, int8 weights, u8 cache, 
 Spec-Bench (Xia et al. 2024) by its six tasks, drawn by seed among the prompts that fit, as chats; greedy answers that end at their end
 token or at NEW_TOKENS. The draft is the first third of the model's own layers, untrained, in int8.
 
-At each load (one request, and one of every task together) a probe at block 4 gives acceptance and costs, the closed form chooses the
+At each load (one request, and one of every task together) probes at blocks 1 and 4 give acceptance and costs; the closed form takes the
 block, and every group is then served by all ways in turn, forth and back. The measured speed-up is of decoding: tokens after the first
 over the time from the last first token to the end. Its interval is over groups and repeats. Outputs are compared by the rule of
 tasks/batching/lossless.py; how many differ between plain decoding alone and plain decoding together is said beside.
@@ -26,8 +26,7 @@ from flows.offline import prepare_environment
 from tasks.batching.draft_model import shallow_copy
 from tasks.batching.lossless import Losslessness, check_lossless
 from tasks.batching.rounds import count_rounds, step_seconds
-from tasks.batching.speculate import choose_block
-from tasks.batching.speculation import speculate
+from tasks.batching.speculation import best_block, costs_of_lengths, speculate
 from tasks.compression.build import build_artifact
 from tasks.engines.open import open_engine
 from tasks.engines.protocol import Engine, Generation, GenerationRequest
@@ -131,17 +130,16 @@ def measure(
             serve(drafter, first)
             draft_cost = mean_step(serve(drafter, groups)) / step_s
         probes: dict[str, list[list[Generation]]] = {}
+        chosen = {}
         for way, drafting in probing.items():
-            with model.open(drafting, slots) as engine:
-                serve(engine, first)
-                probes[way] = serve(engine, groups)
-        chosen = {
-            way: choose_block(
-                count_rounds(flat(made), PROBE_BLOCK).acceptance,
-                max(0.0, mean_step(made) / step_s - 1) / PROBE_BLOCK,
-            )
-            for way, made in probes.items()
-        }
+            over_step = []
+            for length in (1, PROBE_BLOCK):
+                with model.open(drafting.model_copy(update={"block_tokens": length}), slots) as engine:
+                    serve(engine, first)
+                    probes[way] = serve(engine, groups)
+                over_step.append((length, mean_step(probes[way]) / step_s - 1))
+            acceptance = count_rounds(flat(probes[way]), PROBE_BLOCK).acceptance
+            chosen[way] = best_block(acceptance, *costs_of_lengths(*over_step))
         engines = {PLAIN: plain}
         for way, drafting in probing.items():
             fitted = drafting.model_copy(update={"block_tokens": chosen[way].block})

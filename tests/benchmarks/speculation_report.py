@@ -67,6 +67,7 @@ def figures(each: Found) -> list[tuple[str, str, float]]:
         ("tokens a round, closed form", "tokens", each.predicted.tokens_per_round),
         ("tokens a round, naive", "tokens", each.predicted.naive_tokens_per_round),
         ("drafted token in a round over a plain step", "ratio", each.predicted.draft_cost),
+        ("round of any length over a plain step", "ratio", each.predicted.round_cost),
         ("step of the draft alone over a plain step", "ratio", each.draft_step_cost),
         ("speed-up, closed form with the measured cost", "ratio", each.predicted.speedup),
         ("speed-up, closed form as published", "ratio", each.published.speedup),
@@ -89,8 +90,8 @@ def table(found: Sequence[Found], same_plain: int, requests: int) -> list[str]:
     """The figures that belong side by side."""
     lines = [
         "", "## Side by side", "",
-        "Predicted: the closed form with the acceptance and the cost of a drafted token that the probe measured; published: the same "
-        "with checking taken as free; naive: block x acceptance.", "",
+        "Predicted: the closed form with the acceptance and the costs of a drafted token and of a round that the probes measured; "
+        "published: the same with checking taken as free; naive: block x acceptance.", "",
         "| way | in flight | acceptance | block | tokens a round (closed form) | speed-up measured | predicted | error | published | "
         "naive | identical / tied / different |", "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]  # fmt: skip

@@ -36,6 +36,7 @@ from tasks.training.kernels import apply_kernels
 from tasks.training.loop import BatchLoss, train
 from tasks.training.losses import cross_entropy, mean_loss
 from tasks.training.packing import PackedText, pack
+from tests.benchmarks.peft_peer import example, plain_adapter, plain_trainer
 from tests.benchmarks.report_file import row, write
 from tests.conftest import DEMO_MODEL
 
@@ -146,16 +147,7 @@ def _padded(texts: Sequence[str], tokenizer: Any) -> PackedText:
 
 
 def _peer(checkpoint: Path, padded: PackedText, scratch: Path, *, bf16: bool) -> Callable[[int], float]:
-    """peft and Trainer as they come; a batch is padded to its longest text, as their collator does."""
-    import peft
-    from transformers import (
-        AutoModelForCausalLM,
-        DataCollatorForSeq2Seq,
-        Trainer,
-        TrainerCallback,
-        TrainingArguments,
-    )
-    from transformers.trainer_callback import PrinterCallback
+    from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
         """From the first step's begin to the last one's end, as our own log has it."""
@@ -166,30 +158,17 @@ def _peer(checkpoint: Path, padded: PackedText, scratch: Path, *, bf16: bool) ->
         def on_step_end(self, *_: Any, **__: Any) -> None:
             self.seconds = time.perf_counter() - self.began_s
 
-    base = AutoModelForCausalLM.from_pretrained(checkpoint)
-    settings = peft.LoraConfig(
-        r=LORA.rank, lora_alpha=LORA.alpha, target_modules=list(LORA.target_modules), task_type="CAUSAL_LM"
-    )
-    model = peft.get_peft_model(base, settings)
-    tokenizer = load_tokenizer(checkpoint)
-    examples = []
-    for tokens_T, positions_T in zip(padded.tokens, padded.positions, strict=True):
-        ids = tokens_T[: int((positions_T >= 0).sum()) + 1].tolist()
-        examples.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": ids})
+    model = plain_adapter(checkpoint, LORA)
+    examples = [
+        example(tokens_T[: int((positions_T >= 0).sum()) + 1].tolist())
+        for tokens_T, positions_T in zip(padded.tokens, padded.positions, strict=True)
+    ]
 
     def run(first: int) -> float:
         part = examples[first * SEQUENCES : (first + STEPS) * SEQUENCES]
-        arguments = TrainingArguments(
-            output_dir=str(scratch / "peer"), max_steps=STEPS, per_device_train_batch_size=SEQUENCES, learning_rate=2e-4,
-            bf16=bf16, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
-            logging_strategy="no",
-        )  # fmt: skip
         clock = Clock()
-        trainer = Trainer(
-            model=model, args=arguments, train_dataset=part, data_collator=DataCollatorForSeq2Seq(tokenizer),
-            callbacks=[clock],
-        )  # fmt: skip
-        trainer.remove_callback(PrinterCallback)
+        trainer = plain_trainer(model, part, checkpoint, scratch, steps=STEPS, batch=SEQUENCES, bf16=bf16)
+        trainer.add_callback(clock)
         trainer.train()
         return sum(len(each["input_ids"]) - 1 for each in part) / clock.seconds
 

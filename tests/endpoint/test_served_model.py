@@ -20,6 +20,7 @@ from served import LONG_S, until
 from tiny_llama import tiny_llama
 
 from configs.engine import EngineSettings, SchedulerSettings
+from configs.load import ConfigError
 from flows import serving
 from tasks.compression.openvino import export_openvino
 from tasks.endpoint.engine_process import EngineProcess, Submit
@@ -285,6 +286,20 @@ def test_a_damaged_artifact_is_not_served(
     with pytest.raises(DamagedArtifact, match=r"openvino_model\.bin: expected sha256"):
         serving.serve(MODEL, ["port=0"], announced.append)
     assert announced == []
+
+
+def test_adapters_for_each_request_are_refused_where_the_engine_has_none(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    champion = ReleaseVersion(
+        model=MODEL, version=1, stage="quantize", candidate=home.candidate, verdict="PASS", rollout="none"
+    )
+    monkeypatch.setattr(serving, "_champion", lambda _: champion)
+    monkeypatch.setenv("KEIRYO_HOME", str(home.folder / "home"))
+    with pytest.raises(
+        ConfigError, match=r"adapters\.support: the release runs on openvino.*release on vllm"
+    ):
+        serving.serve(MODEL, ["port=0", f"adapters.support={'a' * 64}"], lambda _: None)
 
 
 def test_an_engine_that_dies_is_noticed(home: Home) -> None:

@@ -8,18 +8,26 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from tiny_llama import as_artifact
 from vllm_here import needs_vllm
 
 from configs.engine import EngineSettings, SchedulerSettings
+from configs.load import ConfigError
 from configs.serve import ServeSettings
+from configs.training import LoraSettings, TrainingSettings
 from configs.weights import WeightSettings
+from tasks.adaptation.lora import merge_adapter, with_adapter
 from tasks.compression.build import build_artifact
-from tasks.endpoint.vllm import vllm_command
+from tasks.endpoint.vllm import check_adapter, vllm_command
 from tasks.engines.open import open_engine
 from tasks.engines.protocol import EngineError, EngineUnavailable, GenerationRequest, ScoreRequest
 from tasks.engines.streaming import StreamRequest
@@ -36,6 +44,7 @@ SETTINGS = EngineSettings(
     eager=True,
     scheduler=SchedulerSettings(max_num_seqs=4, cache_mib=64),
 )
+LORA = LoraSettings(method="lora", rank=16, alpha=32)
 PROMPTS = [GenerationRequest(tuple(range(400 + i, 416 + i)), 8, ignore_eos=True) for i in range(6)]
 
 
@@ -162,32 +171,92 @@ def test_its_process_may_be_killed(int4: Artifact) -> None:
             opened.generate(PROMPTS)
 
 
+@contextmanager
+def served(command: list[str], tmp_path: Path) -> Iterator[Callable[[dict[str, object]], dict[str, Any]]]:
+    """A server of vLLM; gives what asks it for a completion."""
+    port = command[command.index("--port") + 1]
+    environment = os.environ | thread_environment(2) | {"HF_HUB_OFFLINE": "1"}
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    try:
+        yield lambda body: _asked(f"http://127.0.0.1:{port}/v1/completions", body, server)
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def command_of(artifact: Artifact, settings: EngineSettings, **more: Any) -> list[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return vllm_command(
+        ServeSettings(port=port),
+        settings,
+        model="release",
+        folder=artifact.folder,
+        sequence_tokens=256,
+        **more,
+    )
+
+
+def greedy(model: str, request: GenerationRequest) -> dict[str, object]:
+    return {
+        "model": model, "prompt": list(request.prompt), "max_tokens": request.max_new_tokens, "temperature": 0,
+        "ignore_eos": True, "return_token_ids": True,
+    }  # fmt: skip
+
+
 @needs_vllm
 @pytest.mark.model
 def test_its_own_server_answers_with_the_same_tokens(
     int4: Artifact, engine: VllmEngine, tmp_path: Path
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = vllm_command(
-        ServeSettings(port=port), SETTINGS, model="release", folder=int4.folder, sequence_tokens=256
-    )
-    environment = os.environ | thread_environment(2) | {"HF_HUB_OFFLINE": "1"}
-    with (tmp_path / "log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-    try:
-        body = {"model": "release", "prompt": list(PROMPTS[0].prompt), "max_tokens": 8, "temperature": 0,
-                "ignore_eos": True, "return_token_ids": True}  # fmt: skip
-        answer = _asked(f"http://127.0.0.1:{port}/v1/completions", body, server)
-    finally:
-        server.terminate()
-        server.wait(60)
+    with served(command_of(int4, SETTINGS), tmp_path) as ask:
+        answer = ask(greedy("release", PROMPTS[0]))
     assert answer["usage"]["completion_tokens"] == 8
     assert tuple(answer["choices"][0]["token_ids"]) == engine.generate(PROMPTS[:1])[0].tokens
 
 
-def _asked(url: str, body: dict[str, object], server: subprocess.Popen[bytes]) -> dict[str, object]:
+@needs_vllm
+@pytest.mark.model
+def test_each_request_has_its_own_adapter(demo_checkpoint: Artifact, tmp_path: Path) -> None:
+    """Base and adapter in one batch, in float32: each says what transformers says of the base and of the merged checkpoint."""
+    adapter, merged = tmp_path / "adapter", tmp_path / "merged"
+    merged.mkdir()
+    model = with_adapter(demo_checkpoint.folder, LORA, TrainingSettings(autocast="none"))
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
+    model.save_pretrained(adapter, save_embedding_layers=False)
+    merge_adapter(demo_checkpoint, adapter, merged)
+    expected = {}
+    for name, artifact in (("release", demo_checkpoint), ("support", as_artifact(merged))):
+        with open_engine(artifact, EngineSettings(engine="transformers")) as plain:
+            expected[name] = plain.generate(PROMPTS[:1])[0].tokens
+    assert expected["release"] != expected["support"]
+    settings = SETTINGS.model_copy(update={"compute": "f32", "kv_cache": "f32"})
+    command = command_of(demo_checkpoint, settings, adapters={"support": adapter})
+    with served(command, tmp_path) as ask, ThreadPoolExecutor(2) as pool:
+        answers = pool.map(ask, [greedy(name, PROMPTS[0]) for name in expected])
+        found = {
+            name: tuple(each["choices"][0]["token_ids"]) for name, each in zip(expected, answers, strict=True)
+        }
+    assert found == expected
+
+
+def test_an_adapter_of_another_checkpoint_is_refused(folder: Artifact) -> None:
+    adapter = folder.model_copy(update={"manifest": Manifest(kind="adapter", files=(), parent="1" * 64)})
+    check_adapter(adapter, folder.model_copy(update={"digest": "1" * 64}), "support")
+    with pytest.raises(
+        ConfigError, match=r"adapters.support: it was trained on checkpoint 1111.*made from 0000"
+    ):
+        check_adapter(adapter, folder, "support")
+    with pytest.raises(ConfigError, match="is checkpoint, not an adapter"):
+        check_adapter(folder, folder, "support")
+
+
+def _asked(url: str, body: dict[str, object], server: subprocess.Popen[bytes]) -> dict[str, Any]:
     request = urllib.request.Request(
         url, json.dumps(body).encode(), headers={"content-type": "application/json"}
     )
