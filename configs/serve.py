@@ -81,7 +81,10 @@ def serve_settings(overrides: Sequence[str]) -> ServeSettings:
         section, _, name = path.rpartition(".")
         sections: dict[str, type[Section]] = {"": ServeSettings, "limits": ServeLimits}
         known = sections.get(section)
-        if known is None or name not in known.model_fields or path == "limits":
+        is_adapter = section == "adapters" and name
+        if not is_adapter and (
+            known is None or name not in known.model_fields or path in ("limits", "adapters")
+        ):
             raise ConfigError(f"{path}: unknown setting; {_hint(path)}")
         try:
             value = yaml.safe_load(text)
@@ -99,7 +102,11 @@ def serve_settings(overrides: Sequence[str]) -> ServeSettings:
 
 
 def _hint(path: str) -> str:
-    names = [name for name in ServeSettings.model_fields if name != "limits"]
+    names = [
+        "adapters.NAME" if name == "adapters" else name
+        for name in ServeSettings.model_fields
+        if name != "limits"
+    ]
     names += [f"limits.{name}" for name in ServeLimits.model_fields]
     near = difflib.get_close_matches(path, names, n=1)
     return f"did you mean {near[0]}?" if near else f"known here: {', '.join(names)}"

@@ -70,13 +70,17 @@ def check_adapter(adapter: Artifact, base: Artifact, name: str) -> None:
 
 
 def _adapter_flags(adapters: Mapping[str, Path]) -> list[str]:
-    """All of them stay in memory, so that any mix of them may be in one batch."""
+    """All of them stay in memory, so that any mix of them may be in one batch.
+
+    One slot stays empty: vLLM 0.32 on a CPU takes the last slot for requests without an adapter as soon as one in the batch has one
+    (index -1 in its torch kernels), and would answer them by somebody else's adapter.
+    """
     if not adapters:
         return []
     ranks = [int(read_json(path / "adapter_config.json")["r"]) for path in adapters.values()]
     largest = next(rank for rank in _LORA_RANKS if rank >= max(ranks))
     return [
-        "--enable-lora", "--max-loras", str(len(adapters)), "--max-lora-rank", str(largest), "--lora-modules",
+        "--enable-lora", "--max-loras", str(len(adapters) + 1), "--max-lora-rank", str(largest), "--lora-modules",
         *(f"{name}={path}" for name, path in adapters.items()),
     ]  # fmt: skip
 
