@@ -1,5 +1,6 @@
 """vLLM's engine in a child process of vLLM's own environment, and the conversation with it (`vllm_worker.py` is its other end)."""
 
+import contextlib
 import json
 import os
 import signal
@@ -74,6 +75,8 @@ class VllmProcess:
         Raises:
             EngineError: vLLM failed, or the process has ended.
         """
+        if self._stream.closed:
+            raise EngineError(f"vLLM failed ({what}): its process has ended")
         try:
             self._stream.write(json.dumps({"do": what} | message).encode() + b"\n")
             self._stream.flush()
@@ -91,7 +94,8 @@ class VllmProcess:
 
     def close(self) -> None:
         """End the process; safe to call twice."""
-        self._stream.close()
+        with contextlib.suppress(OSError):  # what was not sent to a process that has ended
+            self._stream.close()
         self._socket.close()
         try:
             self._process.wait(_STOP_S)

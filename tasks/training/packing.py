@@ -1,14 +1,21 @@
 """Texts packed into sequences of one length, in which every token is real.
 
 A document is EOS followed by its tokens, so the EOS that ends one document starts the next, as in scoring,
-where EOS stands before a text. Positions restart at each EOS; transformers derives the block-diagonal
-attention mask from that (`find_packed_sequence_indices`), so no document sees another one. No padding, no
+where EOS stands before a text. Positions restart at each document, and at no EOS inside one: chat models end
+every turn with it. transformers derives the block-diagonal attention mask from that
+(`find_packed_sequence_indices`), so no document sees another one. No padding, no
 masked target.
+
+A document that fits into a sequence stands whole in one: cut ones teach answers without their questions
+(Ding et al., Fewer Truncations Improve Language Modeling, ICML 2024, arXiv:2404.10830). Where the next one does not fit, the
+longest of the next LOOK_AHEAD that does goes first; where none does, the beginning of the next one fills the
+sequence, and the whole of it comes again in the following one.
 """
 
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tasks.training.error import TrainingError
@@ -18,6 +25,7 @@ if TYPE_CHECKING:
 
 
 MOST_HELD_OUT = 16
+LOOK_AHEAD = 32
 
 
 @dataclass(frozen=True)
@@ -57,17 +65,21 @@ def pack(texts: Sequence[str], tokenizer: Any, sequence_tokens: int, count: int,
             f"training.sequence_tokens is {sequence_tokens}, the training text has {available} tokens; "
             "it must have more; give more text or shorten the sequences"
         )
-    stream = _stream(documents, tokenizer.eos_token_id, random.Random(f"{seed}:packing"))
-    flat = [next(stream) for _ in range(count * sequence_tokens + 1)]
-    tokens_NT = torch.tensor(flat).unfold(0, sequence_tokens + 1, sequence_tokens).clone()
-    inputs_NT = tokens_NT[:, :-1]
-    index_T = torch.arange(sequence_tokens)
-    starts_NT = torch.where(inputs_NT == tokenizer.eos_token_id, index_T, 0).cummax(dim=1).values
-    return PackedText(tokens_NT, index_T - starts_NT)
+    rows = list(
+        islice(
+            _sequences(
+                documents, tokenizer.eos_token_id, sequence_tokens + 1, random.Random(f"{seed}:packing")
+            ),
+            count,
+        )
+    )
+    return PackedText(
+        torch.tensor([row.tokens for row in rows]), torch.tensor([row.positions[:-1] for row in rows])
+    )
 
 
 def pack_held_out(texts: Sequence[str], tokenizer: Any, sequence_tokens: int) -> PackedText | None:
-    """Each token of held-out texts once, in at most MOST_HELD_OUT sequences; None where they do not fill one.
+    """About each token of held-out texts once, in at most MOST_HELD_OUT sequences; None where they do not fill one.
 
     Args:
         texts: documents.
@@ -83,11 +95,42 @@ def pack_held_out(texts: Sequence[str], tokenizer: Any, sequence_tokens: int) ->
     return pack(texts, tokenizer, sequence_tokens, count, seed=0) if count > 0 else None
 
 
-def _stream(documents: list[list[int]], eos: int, rng: random.Random) -> Iterator[int]:
-    """Tokens without end: the documents in a new random order in each pass."""
+@dataclass
+class _Row:
+    """A sequence that is being filled; positions are counted, since EOS may stand inside a document (the turns of a chat)."""
+
+    tokens: list[int]
+    positions: list[int]
+
+    def add(self, ids: list[int]) -> None:
+        self.tokens += ids
+        self.positions += range(len(ids))
+
+
+def _sequences(documents: list[list[int]], eos: int, length: int, rng: random.Random) -> Iterator[_Row]:
+    """Sequences of `length` tokens without end: the documents in a new random order in each pass."""
+    coming = _passes(documents, eos, rng)
+    ahead = [next(coming) for _ in range(LOOK_AHEAD)]
+    while True:
+        row = _Row([], [])
+        while room := length - len(row.tokens):
+            fitting = [index for index, ids in enumerate(ahead) if len(ids) <= room]
+            if fitting:
+                chosen = 0 if fitting[0] == 0 else max(fitting, key=lambda index: len(ahead[index]))
+                row.add(ahead.pop(chosen))
+                ahead.append(next(coming))
+                continue
+            row.add(ahead[0][:room])
+            if (
+                len(ahead[0]) > length
+            ):  # it fits nowhere: its last target here is its first input in the next one
+                ahead[0] = ahead[0][room - 1 :]
+        yield row
+
+
+def _passes(documents: list[list[int]], eos: int, rng: random.Random) -> Iterator[list[int]]:
     order = list(documents)
     while True:
         rng.shuffle(order)
         for ids in order:
-            yield eos
-            yield from ids
+            yield [eos, *ids]

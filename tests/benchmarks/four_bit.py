@@ -32,7 +32,7 @@ from tests.conftest import DEMO_MODEL
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 WINDOWS, WINDOW_TOKENS = int(os.environ.get("WINDOWS", "40")), 512
-SECTIONS = int(os.environ.get("SECTIONS", "32"))
+SECTIONS = int(os.environ.get("SECTIONS", "64"))
 ENGINE = EngineSettings(engine="openvino", compute="f32", kv_cache="f32", threads=2)
 _GPTQ = {"bits": 4, "group_size": 64, "calibration": "gptq", "calibration_samples": SECTIONS}
 _NNCF = {"bits": 4, "symmetric": False, "group_size": 64, "calibration": "awq+scale_estimation"}

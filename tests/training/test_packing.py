@@ -14,18 +14,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("tiny")).folder
 
 
-def test_sequences_are_the_documents_in_order_with_one_eos_before_each(folder: Path) -> None:
+def test_what_fits_stands_whole_with_one_eos_before_it(folder: Path) -> None:
+    """Each document once whole in a pass; what fills a sequence is the beginning of one that comes again."""
     tokenizer = load_tokenizer(folder)
-    text = pack(TEXTS, tokenizer, sequence_tokens=32, count=6, seed=1)
+    longest = max(len(tokenizer(text)["input_ids"]) + 1 for text in TEXTS)
+    text = pack(TEXTS, tokenizer, sequence_tokens=2 * longest + 7, count=12, seed=1)
 
-    assert text.tokens.shape == (6, 33)
-    assert torch.equal(
-        text.tokens[:-1, -1], text.tokens[1:, 0]
-    )  # the last target is the next one's first input
-    stream = torch.cat([text.tokens[0, :1], *(row[1:] for row in text.tokens)]).tolist()
-    documents = tokenizer.decode(stream).split("</s>")[1:]
-    assert set(documents[:-1]) <= set(TEXTS)
-    assert len(set(documents)) == len(documents)
+    assert text.tokens.shape == (12, 2 * longest + 8)
+    whole: list[str] = []
+    for row in text.tokens:
+        assert row[0] == EOS
+        *documents, last = tokenizer.decode(row).split("</s>")[1:]
+        whole += documents
+        assert last in TEXTS or any(each.startswith(last) for each in TEXTS)
+        whole += [last] if last in TEXTS else []
+    assert set(whole) <= set(TEXTS)
+    assert len(set(whole[: len(TEXTS)])) > 0.9 * len(
+        TEXTS
+    )  # a pass, but for what was taken ahead of its turn
+
+
+def test_a_document_longer_than_a_sequence_goes_on_in_the_next(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    ids = tokenizer(" ".join(TEXTS))["input_ids"]
+    text = pack([" ".join(TEXTS)], tokenizer, sequence_tokens=32, count=3, seed=0)
+
+    flat = torch.cat([text.tokens[0, :1], *(row[1:] for row in text.tokens)]).tolist()
+    assert flat == [EOS, *ids][: len(flat)]
+    assert torch.equal(text.tokens[:-1, -1], text.tokens[1:, 0])
 
 
 def test_positions_restart_at_each_document_and_sequence(folder: Path) -> None:
@@ -37,6 +53,18 @@ def test_positions_restart_at_each_document_and_sequence(folder: Path) -> None:
             expected = 0 if token == EOS else expected
             assert position == expected
             expected += 1
+
+
+def test_the_turns_of_a_chat_are_one_document(folder: Path) -> None:
+    """Chat templates end every turn with EOS: an answer has to see its question."""
+    chats = [f"the key {a} </s> is on the {b}" for a in "abcd" for b in "xyz"]
+    text = pack(chats, load_tokenizer(folder), sequence_tokens=48, count=3, seed=1)
+
+    for tokens, positions in zip(text.tokens[:, :-1].tolist(), text.positions.tolist(), strict=True):
+        starts = [index for index, position in enumerate(positions) if position == 0]
+        ends = [index for index, token in enumerate(tokens) if token == EOS]
+        assert starts == ends[::2]
+        assert len(ends) > len(starts)
 
 
 def test_a_document_does_not_see_the_one_before_it(folder: Path) -> None:
