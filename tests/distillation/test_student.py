@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_llama import TEXTS, as_artifact, tiny_llama
+from tiny_llama import EOS, TEXTS, as_artifact, tiny_llama
 
 from configs.training import DistillSettings, TrainingSettings
 from tasks.distillation.distill import distill
@@ -30,10 +30,15 @@ def identity_layer(teacher: Artifact, layer: int, out: Path) -> Artifact:
 
 
 def kl(model: torch.nn.Module, teacher: Artifact) -> float:
-    ids = torch.tensor([load_tokenizer(teacher.folder)(" ".join(TEXTS[3:9]))["input_ids"]])
-    with torch.no_grad():
-        reference = load_model(teacher.folder, torch.float32)(input_ids=ids).logits[0]
-        return divergence(model(input_ids=ids).logits[0], reference).item() / ids.numel()
+    """Nats a token over some documents, each alone after an EOS, as training packs them."""
+    tokenizer, source = load_tokenizer(teacher.folder), load_model(teacher.folder, torch.float32)
+    nats, tokens = 0.0, 0
+    for text in TEXTS[3:9]:
+        ids = torch.tensor([[EOS, *tokenizer(text)["input_ids"]]])
+        with torch.no_grad():
+            nats += divergence(model(input_ids=ids).logits[0], source(input_ids=ids).logits[0]).item()
+        tokens += ids.numel()
+    return nats / tokens
 
 
 def test_a_block_that_does_nothing_has_no_influence_and_goes_first(teacher: Artifact, tmp_path: Path) -> None:
