@@ -150,6 +150,7 @@ def _become_vllm(
     settings: ServeSettings, champion: ReleaseVersion, artifact: Artifact, key: str | None
 ) -> None:
     from tasks.endpoint.vllm import become_vllm, check_adapter, vllm_command
+    from tasks.engines.vllm_engine import longest_sequence
     from tasks.release.draft_memory import checkpoint_of
 
     store = Store(store_home())
@@ -161,7 +162,9 @@ def _become_vllm(
         champion.candidate.engine,
         model=champion.model,
         folder=artifact.folder,
-        sequence_tokens=_sequence_tokens(settings),
+        sequence_tokens=min(
+            _sequence_tokens(settings), longest_sequence(artifact, champion.candidate.engine)
+        ),
         adapters={name: adapter.folder for name, adapter in adapters.items()},
     )
     become_vllm(command, key, champion.candidate.engine.threads, os.environ)

@@ -10,7 +10,7 @@ from configs.engine import EngineSettings
 from configs.load import ConfigError
 from configs.serve import ServeSettings
 from tasks.engines.protocol import EngineUnavailable
-from tasks.engines.vllm_arguments import command_line, engine_arguments, thread_environment
+from tasks.engines.vllm_arguments import command_line, engine_arguments, process_environment
 from tasks.engines.vllm_environment import vllm_python
 from tasks.models.checkpoint_folder import read_json
 from tasks.store.artifact import Artifact
@@ -55,7 +55,7 @@ def become_vllm(
 ) -> NoReturn:
     """Let vLLM's server take this process's place: signals and exit code are its own; the key goes by environment."""
     key = {} if api_key is None else {"VLLM_API_KEY": api_key}
-    os.execve(command[0], command, {**environment, **thread_environment(threads), **key})
+    os.execve(command[0], command, {**environment, **process_environment(threads), **key})
 
 
 def check_adapter(adapter: Artifact, base: Artifact, name: str) -> None:
@@ -77,8 +77,12 @@ def _adapter_flags(adapters: Mapping[str, Path]) -> list[str]:
     """
     if not adapters:
         return []
-    ranks = [int(read_json(path / "adapter_config.json")["r"]) for path in adapters.values()]
-    largest = next(rank for rank in _LORA_RANKS if rank >= max(ranks))
+    rank = max(int(read_json(path / "adapter_config.json")["r"]) for path in adapters.values())
+    largest = next((room for room in _LORA_RANKS if room >= rank), None)
+    if largest is None:
+        raise ConfigError(
+            f"adapters: one has rank {rank}; vLLM takes {_LORA_RANKS[-1]} at most; merge it instead"
+        )
     return [
         "--enable-lora", "--max-loras", str(len(adapters) + 1), "--max-lora-rank", str(largest), "--lora-modules",
         *(f"{name}={path}" for name, path in adapters.items()),

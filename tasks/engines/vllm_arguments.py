@@ -57,7 +57,14 @@ def command_line(arguments: Mapping[str, str | int | bool]) -> list[str]:
     return flags
 
 
-def thread_environment(threads: int) -> dict[str, str]:
-    """What tells vLLM's CPU build how many threads to compute with, and each where to stay."""
+def process_environment(threads: int) -> dict[str, str]:
+    """What a process of vLLM is told: on how many threads to compute and each where to stay, to ask no hub, and to report to nobody."""
     cpus = sorted(os.sched_getaffinity(0))[:threads]
-    return {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cpus)), "OMP_NUM_THREADS": str(threads)}
+    return {
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cpus)),
+        "OMP_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+    }

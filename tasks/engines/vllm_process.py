@@ -12,7 +12,7 @@ from typing import Any
 
 from configs.engine import EngineSettings
 from tasks.engines.protocol import EngineError, EngineUnavailable
-from tasks.engines.vllm_arguments import engine_arguments, thread_environment
+from tasks.engines.vllm_arguments import engine_arguments, process_environment
 from tasks.engines.vllm_environment import vllm_python
 from tasks.store.artifact import Artifact
 
@@ -20,7 +20,6 @@ _WORKER = Path(__file__).with_name("vllm_worker.py")
 _ANSWER_S = 900  # a first step may compile kernels
 _STOP_S = 20
 _SCORING = {"skip_tokenizer_init": True, "max_logprobs": -1, "disable_log_stats": True}
-_OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
 class VllmProcess:
@@ -54,7 +53,7 @@ class VllmProcess:
                 stdout=self._log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=os.environ | thread_environment(settings.threads) | _OFFLINE,
+                env=os.environ | process_environment(settings.threads),
             )
         self._socket, self._stream = ours, ours.makefile("rwb")
         try:

@@ -22,7 +22,6 @@ from typing import Any
 Message = dict[str, Any]
 Answer = tuple[Message, bytes]
 
-os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = (
     "0"  # the engine in this process: one process to measure and to stop
 )

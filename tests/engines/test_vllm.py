@@ -32,7 +32,7 @@ from tasks.engines.open import open_engine
 from tasks.engines.protocol import EngineError, EngineUnavailable, GenerationRequest, ScoreRequest
 from tasks.engines.streaming import StreamRequest
 from tasks.engines.streaming_open import open_streaming
-from tasks.engines.vllm_arguments import command_line, engine_arguments, thread_environment
+from tasks.engines.vllm_arguments import command_line, engine_arguments, process_environment
 from tasks.engines.vllm_engine import VllmEngine
 from tasks.store.artifact import Artifact, Manifest
 from tasks.store.store import Store
@@ -94,6 +94,15 @@ def test_flags_are_the_arguments_that_were_measured(tmp_path: Path) -> None:
     assert flags[flags.index("--kv-cache-memory-bytes") + 1] == str(64 * 2**20)
     assert "--no-enable-prefix-caching" in flags
     assert "--enable-chunked-prefill" in flags
+
+
+def test_an_adapter_that_vllm_has_no_room_for_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"r": 1024}')
+    python = ServeSettings(vllm_command=sys.executable)
+    with pytest.raises(ConfigError, match="rank 1024; vLLM takes 512 at most"):
+        vllm_command(
+            python, SETTINGS, model="m", folder=tmp_path, sequence_tokens=64, adapters={"a": tmp_path}
+        )
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +185,7 @@ def test_its_process_may_be_killed(int4: Artifact) -> None:
 def served(command: list[str], tmp_path: Path) -> Iterator[Callable[[dict[str, object]], dict[str, Any]]]:
     """A server of vLLM; gives what asks it for a completion."""
     port = command[command.index("--port") + 1]
-    environment = os.environ | thread_environment(2) | {"HF_HUB_OFFLINE": "1"}
+    environment = os.environ | process_environment(2)
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
     try:
