@@ -150,7 +150,6 @@ def _become_vllm(
     settings: ServeSettings, champion: ReleaseVersion, artifact: Artifact, key: str | None
 ) -> None:
     from tasks.endpoint.vllm import become_vllm, check_adapter, vllm_command
-    from tasks.engines.vllm_engine import longest_sequence
     from tasks.release.draft_memory import checkpoint_of
 
     store = Store(store_home())
@@ -162,9 +161,7 @@ def _become_vllm(
         champion.candidate.engine,
         model=champion.model,
         folder=artifact.folder,
-        sequence_tokens=min(
-            _sequence_tokens(settings), longest_sequence(artifact, champion.candidate.engine)
-        ),
+        sequence_tokens=_sequence_tokens(settings),
         adapters={name: adapter.folder for name, adapter in adapters.items()},
     )
     become_vllm(command, key, champion.candidate.engine.threads, os.environ)

@@ -17,6 +17,7 @@ import openvino_genai as genai
 
 from configs.engine import EngineSettings
 from configs.speculation import DraftModel, PromptLookup
+from tasks.engines.cache_shape import read_cache_shape
 from tasks.engines.draft import check_draft
 from tasks.engines.freed_memory import return_freed_memory
 from tasks.engines.paged_scoring import PagedScorer, last_line
@@ -258,10 +259,7 @@ class OpenVinoEngine:
 
 def _block_bytes(folder: Path, kv_cache: str) -> int:
     """Bytes of one KV block of a model; quantized types add two f32 to each key channel and each value row."""
-    config = json.loads((folder / "config.json").read_text())
-    heads = config["num_attention_heads"]
-    kv_heads = config.get("num_key_value_heads") or heads
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    layers, kv_heads, head_dim = read_cache_shape(folder)
     scales = 8 * (head_dim + BLOCK_TOKENS) if kv_cache in ("u8", "u4") else 0
     values = 2 * BLOCK_TOKENS * head_dim * _ELEMENT_BITS[kv_cache] // 8
-    return int(config["num_hidden_layers"] * kv_heads * (values + scales))
+    return layers * kv_heads * (values + scales)

@@ -41,8 +41,6 @@ def open_streaming(
             return StreamingTransformers.open(artifact, settings, sequence_tokens=longest)
         case "vllm":
             from tasks.engines.streaming_vllm import StreamingVllm
-            from tasks.engines.vllm_engine import longest_sequence
             from tasks.engines.vllm_process import VllmProcess
 
-            longest = min(longest, longest_sequence(artifact, settings))
             return StreamingVllm(VllmProcess(artifact, settings, longest), settings)

@@ -4,7 +4,6 @@ Scores come as vLLM gives them for prompt tokens, so they go through its kernels
 log-probabilities here: the same up to a constant in each row, which is all that a softmax sees.
 """
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Self
@@ -26,7 +25,6 @@ from tasks.engines.target_scores import batches_by_tokens
 from tasks.engines.vllm_process import VllmProcess
 from tasks.store.artifact import Artifact
 
-_BLOCK_TOKENS = 128  # of vLLM's cache on the CPU, the largest there is
 _MAX_ROWS = 256  # of logits in one answer: 50 MB of a vocabulary of 49,152
 
 
@@ -52,7 +50,7 @@ class VllmEngine:
         Raises:
             EngineUnavailable: there is no vLLM, or it refuses the artifact or the settings.
         """
-        process = VllmProcess(artifact, settings, longest_sequence(artifact, settings))
+        process = VllmProcess(artifact, settings)
         return cls(process, artifact, settings, batch_tokens)
 
     def score(self, requests: Iterable[ScoreRequest], *, with_logits: bool = False) -> Iterator[TokenScores]:
@@ -123,17 +121,3 @@ class VllmEngine:
             taken = slice(begin, begin + size)
             yield TokenScores(logprobs[taken], is_argmax[taken], None if logits is None else logits[taken])
             begin += size
-
-
-def longest_sequence(artifact: Artifact, settings: EngineSettings) -> int:
-    """Tokens of one sequence that both the model's context and `scheduler.cache_mib` hold."""
-    config = json.loads((artifact.folder / "config.json").read_text(encoding="utf-8"))
-    heads = config["num_attention_heads"]
-    width = config.get("head_dim") or config["hidden_size"] // heads
-    token_bytes = (
-        2 * config["num_hidden_layers"] * config.get("num_key_value_heads", heads) * width
-        * (4 if settings.compute == "f32" else 2)
-    )  # fmt: skip
-    blocks = settings.scheduler.cache_mib * 2**20 // (token_bytes * _BLOCK_TOKENS) - 1  # one stays empty
-    held = max(blocks, 1) * _BLOCK_TOKENS
-    return int(min(config.get("max_position_embeddings", held), held))

@@ -25,13 +25,15 @@ _SCORING = {"skip_tokenizer_init": True, "max_logprobs": -1, "disable_log_stats"
 class VllmProcess:
     """A running worker with its engine open."""
 
-    def __init__(self, artifact: Artifact, settings: EngineSettings, sequence_tokens: int) -> None:
+    def __init__(
+        self, artifact: Artifact, settings: EngineSettings, sequence_tokens: int | None = None
+    ) -> None:
         """Start the process and load the artifact.
 
         Args:
             artifact: of kind "checkpoint" or "vllm".
             settings: the engine configuration.
-            sequence_tokens: the longest prompt with its completion.
+            sequence_tokens: see `engine_arguments`.
 
         Raises:
             EngineUnavailable: there is no vLLM, or it refuses the artifact or the settings.
@@ -40,7 +42,7 @@ class VllmProcess:
             raise EngineUnavailable(f"engine: vllm cannot load a {artifact.kind} artifact; build it for vllm")
         arguments = engine_arguments(artifact.folder, settings, sequence_tokens) | _SCORING
         python = vllm_python()
-        self.sequence_tokens = sequence_tokens
+        self.sequence_tokens = int(arguments["max_model_len"])
         self.stop = _stop_tokens(artifact.folder)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()
         ours, theirs = socket.socketpair()

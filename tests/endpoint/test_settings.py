@@ -100,6 +100,9 @@ ENGINE = EngineSettings(
 
 
 def test_vllm_that_is_not_there_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps({"num_attention_heads": 4, "hidden_size": 64, "num_hidden_layers": 2})
+    )
     settings = ServeSettings(vllm_command=str(tmp_path / "vllm"))
     with pytest.raises(ConfigError, match="no such command"):
         vllm_command(settings, ENGINE, model="m", folder=tmp_path, sequence_tokens=99)
@@ -113,6 +116,8 @@ def test_vllms_server_takes_the_place_of_ours(tmp_path: Path) -> None:
         "print(json.dumps([sys.argv[1:], os.environ.get('VLLM_API_KEY'), os.getpid()]))\nsys.exit(7)\n"
     )
     script.chmod(0o755)
+    config = {"num_attention_heads": 4, "hidden_size": 64, "num_hidden_layers": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     settings = ServeSettings(vllm_command=str(script), port=8123)
     command = vllm_command(settings, ENGINE, model="m", folder=tmp_path, sequence_tokens=99)
     code = (

@@ -88,15 +88,20 @@ def test_another_kind_of_artifact_is_refused(folder: Artifact) -> None:
         open_engine(wrong, SETTINGS)
 
 
-def test_flags_are_the_arguments_that_were_measured(tmp_path: Path) -> None:
-    flags = command_line(engine_arguments(tmp_path, SETTINGS, 640))
-    assert flags[flags.index("--max-model-len") + 1] == "640"
+def test_flags_are_the_arguments_that_were_measured(folder: Artifact) -> None:
+    flags = command_line(engine_arguments(folder.folder, SETTINGS, 200))
+    assert flags[flags.index("--max-model-len") + 1] == "200"
+    assert engine_arguments(folder.folder, SETTINGS)["max_model_len"] == 256  # the model's context
+    config = json.loads((folder.folder / "config.json").read_text()) | {"max_position_embeddings": 10**9}
+    (folder.folder / "config.json").write_text(json.dumps(config))
+    # 64 MiB hold 1,024 blocks of 128 tokens, 512 bytes each; one stays empty.
+    assert engine_arguments(folder.folder, SETTINGS, 10**9)["max_model_len"] == 1023 * 128
     assert flags[flags.index("--kv-cache-memory-bytes") + 1] == str(64 * 2**20)
     assert "--no-enable-prefix-caching" in flags
     assert "--enable-chunked-prefill" in flags
 
 
-def test_an_adapter_that_vllm_has_no_room_for_is_refused(tmp_path: Path) -> None:
+def test_an_adapter_that_vllm_has_no_room_for_is_refused(folder: Artifact, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"r": 1024}')
     python = ServeSettings(vllm_command=sys.executable)
     with pytest.raises(ConfigError, match="rank 1024; vLLM takes 512 at most"):
