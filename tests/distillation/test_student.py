@@ -80,7 +80,7 @@ def test_the_student_comes_closer_to_its_teacher(teacher: Artifact, tmp_path: Pa
     start = tmp_path / "start"
     prune_layers(teacher, (0, 1, 3, 5), start)
     training = TrainingSettings(
-        steps=40,
+        steps=120,
         batch_sequences=4,
         sequence_tokens=32,
         learning_rate=2e-3,
@@ -94,7 +94,7 @@ def test_the_student_comes_closer_to_its_teacher(teacher: Artifact, tmp_path: Pa
     pruned = load_model(start, torch.float32)
     assert kl(student, teacher) < 0.5 * kl(pruned, teacher)
     joined = [" ".join(TEXTS[3:9])]  # longer than any sequence that was trained on
-    assert kl(student, teacher, joined) < 0.75 * kl(pruned, teacher, joined)
+    assert kl(student, teacher, joined) < 0.5 * kl(pruned, teacher, joined)
     assert log.losses[-1] < log.losses[0]
     assert student.dtype == torch.float32
     embedding = load_model(teacher.folder, torch.float32).model.embed_tokens.weight
