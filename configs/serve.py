@@ -52,7 +52,7 @@ class ServeSettings(Section):
     )
     adapters: dict[str, Digest] = Field(
         {},
-        description="adapters that requests may name as their `model`, by digest: each request is answered with its own (engine: vllm)",
+        description="adapters that requests may name as their `model`, by digest; by turns on openvino and onnxruntime",
     )
     limits: ServeLimits = ServeLimits()
 

@@ -20,6 +20,9 @@ class TrainingSettings(Section):
         "auto",
         description="mixed precision; auto: bf16, but none where this machine multiplies float32 at least 1.2 times as fast",
     )
+    optimizer_bits: Literal[32, 8] = Field(
+        32, description="of AdamW's two moments; 8: in blocks of 256 with a scale each (bitsandbytes)"
+    )
     checkpoint_steps: int = Field(
         5, ge=1, description="a kill loses at most this many steps; the held-out loss is looked at as often"
     )

@@ -5,8 +5,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
-from configs.load import ConfigError
 from configs.serve import API_KEY_VARIABLE, ServeSettings, serve_settings
 from flows.offline import prepare_environment
 from tasks.release.history import ReleaseVersion
@@ -68,12 +68,6 @@ def serve(model: str, overrides: Sequence[str], announce: Callable[[Serving], No
     artifact = Store(store_home()).open(champion.candidate.artifact)
     if champion.candidate.engine.engine == "vllm":
         _become_vllm(settings, champion, artifact, key)
-    if settings.adapters:
-        engine = champion.candidate.engine.engine
-        raise ConfigError(
-            f"adapters.{next(iter(settings.adapters))}: the release runs on {engine}, whose continuous batching keeps the weights "
-            "that it was started with; release on vllm, or release the merged model"
-        )
     _serve_here(settings, champion, artifact, key, announce)
 
 
@@ -118,17 +112,19 @@ def _serve_here(
         text = PromptText(artifact.folder)
         engine = champion.candidate.engine
         draft = champion.candidate.draft
+        adapters = _adapter_folders(settings, artifact)
         link = EngineProcess(
             artifact,
             engine,
             sequence_tokens=_sequence_tokens(settings),
             draft=None if draft is None else Store(store_home()).open(draft),
+            adapters=adapters,
         )
         try:
             host, port = listening.getsockname()[:2]
             url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
             fingerprint = f"{champion.model}/{champion.version}@{artifact.digest[:12]}"
-            endpoint = Endpoint(champion.model, fingerprint, text, link, settings.limits)
+            endpoint = Endpoint(champion.model, fingerprint, text, link, settings.limits, adapters)
             announce(
                 Serving(
                     url=url,
@@ -149,22 +145,36 @@ def _serve_here(
 def _become_vllm(
     settings: ServeSettings, champion: ReleaseVersion, artifact: Artifact, key: str | None
 ) -> None:
-    from tasks.endpoint.vllm import become_vllm, check_adapter, vllm_command
-    from tasks.release.draft_memory import checkpoint_of
+    from tasks.endpoint.vllm import become_vllm, vllm_command
 
-    store = Store(store_home())
-    adapters = {name: store.open(digest) for name, digest in settings.adapters.items()}
-    for name, adapter in adapters.items():
-        check_adapter(adapter, checkpoint_of(store, artifact), name)
     command = vllm_command(
         settings,
         champion.candidate.engine,
         model=champion.model,
         folder=artifact.folder,
         sequence_tokens=_sequence_tokens(settings),
-        adapters={name: adapter.folder for name, adapter in adapters.items()},
+        adapters=_adapter_folders(settings, artifact),
     )
     become_vllm(command, key, champion.candidate.engine.threads, os.environ)
+
+
+def _adapter_folders(settings: ServeSettings, artifact: Artifact) -> dict[str, Path]:
+    """The adapters' folders by name, each hashed, and each of the checkpoint that the release was made from.
+
+    Raises:
+        ConfigError: one belongs to another checkpoint.
+        StoreError: one is missing or damaged.
+    """
+    from tasks.endpoint.adapters import check_adapter
+    from tasks.release.draft_memory import checkpoint_of
+
+    store = Store(store_home())
+    folders = {}
+    for name, digest in settings.adapters.items():
+        adapter = store.open(digest)
+        check_adapter(adapter, checkpoint_of(store, artifact), name)
+        folders[name] = adapter.folder
+    return folders
 
 
 def _sequence_tokens(settings: ServeSettings) -> int:

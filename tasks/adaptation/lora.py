@@ -31,7 +31,7 @@ from tasks.training.kernels import apply_kernels, check_kernels
 from tasks.training.log import TrainingLog
 from tasks.training.loop import train
 from tasks.training.losses import cross_entropy, mean_loss
-from tasks.training.memory_saving import choose_saving, giving_back
+from tasks.training.memory_saving import RECOMPUTED, choose_saving, giving_back, with_saving
 from tasks.training.packing import pack, pack_held_out
 
 
@@ -74,11 +74,12 @@ def train_adapter(
         training.seed,
     )
     saving = choose_saving(read_architecture(checkpoint), training, lora, max_mib)
+    training = with_saving(training, saving)
     with giving_back(saving), MemoryPeak() as memory:
         model = with_adapter(checkpoint.folder, lora, training)
         repair = start_at_repair(model, checkpoint.folder) if lora.init == "loftq" else {}
         model = apply_kernels(model, lora.kernels)
-        if saving == "checkpointing":
+        if saving in RECOMPUTED:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         watched = pack_held_out(held_out, tokenizer, training.sequence_tokens)
         log = train(model, text, training, _next_token_loss, scratch, memory, watched)

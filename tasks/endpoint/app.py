@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Header
@@ -34,16 +35,26 @@ class Endpoint:
         admission: who may enter.
         streams: the requests in flight.
         metrics: what is counted.
+        card: of the release.
+        cards: of the release and its adapters, by name.
     """
 
     def __init__(
-        self, model: str, fingerprint: str, text: PromptText, link: EngineLink, limits: ServeLimits
+        self,
+        model: str,
+        fingerprint: str,
+        text: PromptText,
+        link: EngineLink,
+        limits: ServeLimits,
+        adapters: Iterable[str] = (),
     ) -> None:
-        """Serve `model` under its name; `fingerprint` tells releases of it apart."""
+        """Serve `model` under its name, and its adapters under theirs; `fingerprint` tells releases of it apart."""
         self.admission = Admission(limits, link.opened.slots)
         self.streams = Streams(link, limits.retry_after_s)
         self.metrics = Metrics(self.streams)
-        self.card = ModelCard(id=model, created=int(time.time()))
+        created = int(time.time())
+        self.card = ModelCard(id=model, created=created)
+        self.cards = {name: ModelCard(id=name, created=created) for name in (model, *adapters)}
         self._fingerprint = fingerprint
         self._text = text
         self._engine = link.opened
@@ -58,14 +69,16 @@ class Endpoint:
         asked_at = asyncio.get_running_loop().time()
         deadline = asked_at + self._limits.request_s
         body = await read_body(request, form, self._limits, deadline)
-        self.check_model(body.model)
+        self.card_of(body.model)
         async with AsyncExitStack() as held:
             held.enter_context(self.admission.enter())
             asked = await asyncio.to_thread(stream_request, body, self._text, self._limits, self._engine)
+            if body.model != self.card.id:
+                asked = replace(asked, adapter=body.model)
             reply = Reply(
                 chat=form is ChatRequest,
                 stream=bool(body.stream),
-                model=self.card.id,
+                model=body.model,
                 fingerprint=self._fingerprint,
                 created=int(time.time()),
                 prompt_tokens=len(asked.generation.prompt),
@@ -85,15 +98,19 @@ class Endpoint:
             held.callback(lambda: self.count(request, reply.status, asked_at))
             return EventStream(first, events, held.pop_all())
 
-    def check_model(self, name: str) -> None:
-        """Refuse another model's name.
+    def card_of(self, name: str) -> ModelCard:
+        """The card of the release or of an adapter.
 
         Raises:
-            ApiError: 404.
+            ApiError: 404, no such name is served.
         """
-        if name != self.card.id:
-            message = f"model: {name!r} is not served here; {self.card.id!r} is"
+        if name not in self.cards:
+            served = ", ".join(map(repr, self.cards))
+            message = (
+                f"model: {name!r} is not served here; {served} {'is' if len(self.cards) == 1 else 'are'}"
+            )
             raise ApiError(404, message, param="model", code="model_not_found")
+        return self.cards[name]
 
     def count(self, request: Request, status: int, asked_at: float | None = None) -> None:
         """Count a request that has ended."""
@@ -180,11 +197,10 @@ def _openai_routes(endpoint: Endpoint, key: Any) -> APIRouter:
 
     @routes.get("/models")
     async def models() -> ModelList:
-        return ModelList(data=[endpoint.card])
+        return ModelList(data=list(endpoint.cards.values()))
 
     @routes.get("/models/{name}")
     async def model(name: str) -> ModelCard:
-        endpoint.check_model(name)
-        return endpoint.card
+        return endpoint.card_of(name)
 
     return routes

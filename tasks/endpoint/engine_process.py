@@ -9,9 +9,10 @@ import multiprocessing
 import queue
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Protocol
 
 from configs.engine import EngineSettings
@@ -118,6 +119,7 @@ class EngineProcess:
         *,
         sequence_tokens: int,
         draft: Artifact | None = None,
+        adapters: Mapping[str, Path] = {},
     ) -> None:
         """Start the child and wait until its engine is open.
 
@@ -128,7 +130,7 @@ class EngineProcess:
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
             target=_run_child,
-            args=(theirs, artifact, settings, sequence_tokens, draft),
+            args=(theirs, artifact, settings, sequence_tokens, draft, adapters),
             name="keiryo engine",
             daemon=True,
         )
@@ -192,6 +194,7 @@ def _run_child(
     settings: EngineSettings,
     sequence_tokens: int,
     draft: Artifact | None,
+    adapters: Mapping[str, Path],
 ) -> None:
     """The child: open, say so, step until the server is gone."""
     # Ctrl-C and a service manager signal the whole group; the server still needs the engine to finish what runs.
@@ -206,7 +209,9 @@ def _run_child(
         return command
 
     try:
-        engine = open_streaming(artifact, settings, sequence_tokens=sequence_tokens, draft=draft)
+        engine = open_streaming(
+            artifact, settings, sequence_tokens=sequence_tokens, draft=draft, adapters=adapters
+        )
         pipe.send(Opened(engine.samples, engine.sequence_tokens, engine.slots))
         step_engine(engine, receive, pipe.send)
     except EngineError as error:

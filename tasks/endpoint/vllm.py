@@ -13,7 +13,6 @@ from tasks.engines.protocol import EngineUnavailable
 from tasks.engines.vllm_arguments import command_line, engine_arguments, process_environment
 from tasks.engines.vllm_environment import vllm_python
 from tasks.models.checkpoint_folder import read_json
-from tasks.store.artifact import Artifact
 
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM reserves room for
 
@@ -56,17 +55,6 @@ def become_vllm(
     """Let vLLM's server take this process's place: signals and exit code are its own; the key goes by environment."""
     key = {} if api_key is None else {"VLLM_API_KEY": api_key}
     os.execve(command[0], command, {**environment, **process_environment(threads), **key})
-
-
-def check_adapter(adapter: Artifact, base: Artifact, name: str) -> None:
-    """Raise ConfigError where an artifact is no adapter of the checkpoint that the release was made from."""
-    if adapter.kind != "adapter":
-        raise ConfigError(f"adapters.{name}: artifact {adapter.digest} is {adapter.kind}, not an adapter")
-    if adapter.manifest.parent != base.digest:
-        raise ConfigError(
-            f"adapters.{name}: it was trained on checkpoint {adapter.manifest.parent}, the release was made from {base.digest}; "
-            "give an adapter of that one"
-        )
 
 
 def _adapter_flags(adapters: Mapping[str, Path]) -> list[str]:

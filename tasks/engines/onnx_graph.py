@@ -13,7 +13,7 @@ are fed alone (batch of one), or one token of each sequence; and a cache that is
 at once is extended in place.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
+from tasks.engines.adapter_weights import Factors
+from tasks.engines.onnx_adapters import Feeds, add_adapter_inputs, feeds_of
 from tasks.engines.protocol import EngineError, EngineUnavailable
 
 MODEL = "model.onnx"
@@ -55,13 +57,21 @@ class OnnxGraph:
     """
 
     def __init__(
-        self, folder: Path, threads: int, *, kv_heads: int, head_dim: int, cache_bits: CacheBits = 32
+        self,
+        folder: Path,
+        threads: int,
+        *,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        cache_bits: CacheBits = 32,
+        adapters: Mapping[str, Mapping[str, Factors]] = {},
     ) -> None:
-        """Load the graph.
+        """Load the graph; it computes without an adapter until `use_adapter`.
 
         Raises:
             EngineUnavailable: ONNX Runtime cannot load it, it is no decoder with a KV cache, or the artifact has no
-                ranges for a cache of `cache_bits`.
+                ranges for a cache of `cache_bits`, or it does not have the layers of an adapter.
         """
         _check_cache(folder, head_dim, cache_bits)
         options = ort.SessionOptions()
@@ -73,8 +83,16 @@ class OnnxGraph:
             model = ir.load(folder / MODEL)
             if cache_bits != 32:
                 _quantize_cache(model.graph, folder / CACHE_RANGES, cache_bits)
+            widths = {
+                "q_proj": heads * head_dim,
+                "k_proj": kv_heads * head_dim,
+                "v_proj": kv_heads * head_dim,
+            }
+            products = add_adapter_inputs(model.graph, adapters, widths)
             graph = _with_head_at_rows(model)
             self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except EngineUnavailable:
+            raise
         except (*_ORT_ERRORS, OSError, DecodeError) as error:
             raise EngineUnavailable(
                 f"ONNX Runtime cannot load {MODEL}: {error}; build the artifact again"
@@ -83,7 +101,12 @@ class OnnxGraph:
         self._past = sorted(name for name in inputs if name.startswith("past_key_values."))
         self._present = [name.replace("past_key_values", "present") for name in self._past]
         self.layers = len(self._past)
-        others = sorted(inputs - set(self._past) - {"input_ids", "attention_mask", "target_rows"})
+        self._adapters: dict[str | None, Feeds] = {None: feeds_of(products, {})}
+        for name, factors in adapters.items():
+            self._adapters[name] = feeds_of(products, factors)
+        self._adapter = self._adapters[None]
+        known = {"input_ids", "attention_mask", "target_rows", *self._past, *self._adapter}
+        others = sorted(inputs - known)
         if others or not self._past:
             raise EngineUnavailable(
                 f"{MODEL} has {self.layers} past_key_values and the inputs {others}; only decoders with a KV "
@@ -96,6 +119,10 @@ class OnnxGraph:
     def cache_bytes_a_token(self) -> int:
         """Bytes of keys and values of one token."""
         return self.layers * self.kv_heads * self.head_dim * 4
+
+    def use_adapter(self, name: str | None) -> None:
+        """Compute with an adapter from the next call on, or without one; a `Decoder` keeps what it was made with."""
+        self._adapter = self._adapters[name]
 
     def feed(
         self,
@@ -131,6 +158,7 @@ class OnnxGraph:
             "input_ids": ids_BT,
             "attention_mask": mask_BS,
             "target_rows": rows if len(rows) else np.zeros(1, np.int64),
+            **self._adapter,
             **{
                 name: layer.view(self._stored)
                 for name, layer in zip(self._past, past or [empty] * self.layers, strict=True)
@@ -144,7 +172,8 @@ class OnnxGraph:
 
     def decoder(self, cache: NDArray[np.float32], active: int) -> "Decoder":
         """One-token steps of the first slots of `cache`, shape (layers, slots, kv_heads, S, head_dim)."""
-        return Decoder(self._session, self._past, self._present, cache[:, :active].view(self._stored))
+        layers = cache[:, :active].view(self._stored)
+        return Decoder(self._session, self._past, self._present, layers, self._adapter)
 
     def close(self) -> None:
         """Release the session."""
@@ -155,16 +184,23 @@ class Decoder:
     """Steps of a fixed set of slots; keys and values are written into the caller's cache, in place."""
 
     def __init__(
-        self, session: Any, past: Sequence[str], present: Sequence[str], cache: NDArray[Any]
+        self,
+        session: Any,
+        past: Sequence[str],
+        present: Sequence[str],
+        cache: NDArray[Any],
+        adapter: Feeds,
     ) -> None:
         """Bind the cache once; the bindings hold as long as the set of slots does not change."""
         self._session = session
-        self._cache = cache  # the binding keeps its address only
+        self._cache, self._adapter = cache, adapter  # the binding keeps their addresses only
         self._binding = session.io_binding()
         for past_name, present_name, layer in zip(past, present, cache, strict=True):
             place = ("cpu", 0, layer.dtype.type, layer.shape, layer.ctypes.data)
             self._binding.bind_input(past_name, *place)
             self._binding.bind_output(present_name, *place)
+        for name, factor in adapter.items():
+            self._binding.bind_cpu_input(name, factor)
         self._binding.bind_cpu_input("target_rows", np.arange(cache.shape[1]))
         self._binding.bind_output("logits")
 

@@ -11,12 +11,14 @@ and 0.011 (int4) nats from it on the demo model, and as far from f32 (0.0071 aga
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 
 from configs.engine import EngineSettings
+from tasks.engines.adapter_weights import read_adapter
 from tasks.engines.freed_memory import return_freed_memory
 from tasks.engines.onnx_graph import CacheBits, OnnxGraph
 from tasks.engines.protocol import (
@@ -44,7 +46,13 @@ class OnnxRuntimeEngine:
     """One ONNX graph in one session."""
 
     def __init__(
-        self, artifact: Artifact, settings: EngineSettings, *, chunk_tokens: int, batch_tokens: int
+        self,
+        artifact: Artifact,
+        settings: EngineSettings,
+        *,
+        adapters: Mapping[str, Path],
+        chunk_tokens: int,
+        batch_tokens: int,
     ) -> None:
         """Use `open`, which checks the settings first."""
         config = json.loads((artifact.folder / "genai_config.json").read_text(encoding="utf-8"))["model"]
@@ -59,14 +67,22 @@ class OnnxRuntimeEngine:
         self._graph: OnnxGraph | None = OnnxGraph(
             artifact.folder,
             settings.threads,
+            heads=heads["num_attention_heads"],
             kv_heads=heads["num_key_value_heads"],
             head_dim=heads["head_size"],
             cache_bits=CACHE_BITS[settings.kv_cache],
+            adapters={name: read_adapter(folder) for name, folder in adapters.items()},
         )
 
     @classmethod
     def open(
-        cls, artifact: Artifact, settings: EngineSettings, *, chunk_tokens: int = 64, batch_tokens: int = 2048
+        cls,
+        artifact: Artifact,
+        settings: EngineSettings,
+        *,
+        adapters: Mapping[str, Path] = {},
+        chunk_tokens: int = 64,
+        batch_tokens: int = 2048,
     ) -> "OnnxRuntimeEngine":
         """Open an ONNX artifact.
 
@@ -74,13 +90,14 @@ class OnnxRuntimeEngine:
             artifact: of kind "onnxruntime".
             settings: the engine configuration; f32 arithmetic, and a KV cache of f32, u8 or u4 (signed here, with a scale a channel
                 from the calibration text that the artifact was built with).
+            adapters: folders of adapters that `use_adapter` may name.
             chunk_tokens: pieces in which a sequence longer than `batch_tokens` is scored, each reading the
                 cache of those before; 0: `batch_tokens`. Shorter ones are scored in one pass: it reads what the
                 cache holds, so pieces would change nothing but the speed.
             batch_tokens: tokens of one scoring batch, padding included.
 
         Raises:
-            EngineUnavailable: the artifact is of another kind, or a setting is not offered here.
+            EngineUnavailable: the artifact is of another kind, a setting is not offered here, or an adapter does not fit.
         """
         if artifact.kind != "onnxruntime":
             raise EngineUnavailable(
@@ -100,7 +117,9 @@ class OnnxRuntimeEngine:
                 "scheduler.prefix_caching needs a paged KV cache, which ONNX Runtime has on CUDA only; set "
                 "it to false, or use engine: openvino"
             )
-        return cls(artifact, settings, chunk_tokens=chunk_tokens, batch_tokens=batch_tokens)
+        return cls(
+            artifact, settings, adapters=adapters, chunk_tokens=chunk_tokens, batch_tokens=batch_tokens
+        )
 
     def score(self, requests: Iterable[ScoreRequest], *, with_logits: bool = False) -> Iterator[TokenScores]:
         """Score in right-padded batches of similar length, a shared context once; see `Engine.score`."""
@@ -129,6 +148,10 @@ class OnnxRuntimeEngine:
                     f"{len(generation.tokens)} tokens were made where {request.max_new_tokens} were asked for"
                 )
         return made
+
+    def use_adapter(self, name: str | None) -> None:
+        """Score and generate with an adapter from now on, or without one."""
+        self._open_graph().use_adapter(name)
 
     def memory(self) -> EngineMemory:
         """Weight bytes of the graph, and the KV cache of the last `generate` (each call reserves its own)."""

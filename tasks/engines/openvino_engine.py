@@ -7,7 +7,7 @@ defaults on a processor with AVX512-BF16 are bf16 compute, a u8 cache and activa
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +20,7 @@ from configs.speculation import DraftModel, PromptLookup
 from tasks.engines.cache_shape import read_cache_shape
 from tasks.engines.draft import check_draft
 from tasks.engines.freed_memory import return_freed_memory
+from tasks.engines.openvino_adapters import adapter_configs, registered, switch_adapter
 from tasks.engines.paged_scoring import PagedScorer, last_line
 from tasks.engines.protocol import (
     EngineError,
@@ -46,11 +47,13 @@ class OpenVinoEngine:
         settings: EngineSettings,
         *,
         draft: Artifact | None,
+        adapters: Mapping[str | None, Any],
         chunk_tokens: int,
         batch_tokens: int,
     ) -> None:
         """Use `open`, which checks the artifacts first."""
         self.settings = settings
+        self._adapters = adapters
         self._draft = draft
         self._folder = artifact.folder
         self._chunk_tokens = chunk_tokens
@@ -68,6 +71,7 @@ class OpenVinoEngine:
         settings: EngineSettings,
         *,
         draft: Artifact | None = None,
+        adapters: Mapping[str, Path] = {},
         chunk_tokens: int = 64,
         batch_tokens: int = 2048,
     ) -> "OpenVinoEngine":
@@ -77,12 +81,13 @@ class OpenVinoEngine:
             artifact: of kind "openvino".
             settings: the engine configuration.
             draft: the artifact that `settings.speculation` names, where it names one.
+            adapters: folders of adapters that `use_adapter` may name; they act on generation, not on scoring.
             chunk_tokens: tokens of a sequence fed at once while scoring; 0: all.
             batch_tokens: tokens of one scoring batch.
 
         Raises:
-            EngineUnavailable: the artifact is of another kind, the draft does not fit it, or this processor
-                lacks what the settings need.
+            EngineUnavailable: the artifact is of another kind, the draft does not fit it, adapters do not go with
+                the settings, or this processor lacks what the settings need.
         """
         if artifact.kind != "openvino":
             raise EngineUnavailable(
@@ -95,7 +100,14 @@ class OpenVinoEngine:
                 "compute: f32"
             )
         draft = check_draft(artifact, settings, draft)
-        return cls(artifact, settings, draft=draft, chunk_tokens=chunk_tokens, batch_tokens=batch_tokens)
+        return cls(
+            artifact,
+            settings,
+            draft=draft,
+            adapters=adapter_configs(settings, adapters),
+            chunk_tokens=chunk_tokens,
+            batch_tokens=batch_tokens,
+        )
 
     @property
     def properties(self) -> dict[str, Any]:
@@ -149,6 +161,17 @@ class OpenVinoEngine:
             self._check(request, handle, made)
         return [Generation(tuple(t), tuple(s)) for t, s in zip(tokens, times, strict=True)]
 
+    def use_adapter(self, name: str | None) -> None:
+        """Generate with an adapter from now on, or without one; nothing may be running.
+
+        Raises:
+            EngineError: OpenVINO failed.
+        """
+        try:
+            switch_adapter(self._served(), self._adapters[name])
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO failed to take adapter {name}: {error}") from error
+
     def memory(self) -> EngineMemory:
         """Weight bytes of the IR, and the KV blocks of the pipeline and the scorer, as far as they exist; a draft's are added."""
         folders = [self._folder] if self._draft is None else [self._folder, self._draft.folder]
@@ -186,13 +209,18 @@ class OpenVinoEngine:
         if self._pipeline is None:
             try:
                 self._pipeline = genai.ContinuousBatchingPipeline(
-                    str(self._folder), self._scheduler(), "CPU", self.properties | self._drafting()
+                    str(self._folder),
+                    self._scheduler(),
+                    "CPU",
+                    self.properties | self._drafting() | registered(self._adapters),
                 )
             except RuntimeError as error:
                 raise EngineUnavailable(
                     f"OpenVINO GenAI refuses {self.properties} with {self.settings.scheduler}: {last_line(error)}; "
                     "choose another kv_cache, compute or scheduler"
                 ) from error
+            if self._adapters:  # it begins with all of them together
+                self.use_adapter(None)
         return self._pipeline
 
     def _scheduler(self) -> Any:

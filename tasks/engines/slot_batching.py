@@ -129,6 +129,10 @@ class Slots:
         made = first or self._decode()
         return [progress for progress in made if progress.request_id != _CANCELLED]
 
+    def forget_bindings(self) -> None:
+        """What the graph computes with has changed: bind anew before the next token."""
+        self._decoder = None
+
     def _prefilled(self) -> list[Progress]:
         """The first tokens of those whose prefill ended in this step."""
         if self._prefilling is None and not self._entered and (new := self._admitted()):

@@ -31,10 +31,11 @@ class Sampling:
 
 @dataclass(frozen=True)
 class StreamRequest:
-    """One completion and how it is drawn."""
+    """One completion, how it is drawn, and the adapter it asks for (None: the base weights)."""
 
     generation: GenerationRequest
     sampling: Sampling = Sampling()
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ finish_reason NONE, so the end is taken from the status and the tokens; `step` h
 why the server runs this in a process of its own.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,14 +55,16 @@ class StreamingOpenVino:
         *,
         sequence_tokens: int,
         draft: Artifact | None = None,
+        adapters: Mapping[str, Path] = {},
     ) -> "StreamingOpenVino":
         """Open an exported artifact and compile its pipeline, with its draft's where `settings.speculation` names one.
 
         Raises:
-            EngineUnavailable: the artifact is of another kind, the draft does not fit it, or this processor lacks what the settings
-                need.
+            EngineUnavailable: the artifact is of another kind, the draft or an adapter does not fit it, or this processor lacks what
+                the settings need.
         """
-        return cls(OpenVinoEngine.open(artifact, settings, draft=draft), sequence_tokens)
+        engine = OpenVinoEngine.open(artifact, settings, draft=draft, adapters=adapters)
+        return cls(engine, sequence_tokens)
 
     @property
     def busy(self) -> bool:
@@ -91,6 +95,10 @@ class StreamingOpenVino:
             if progress.end:
                 del self._running[progress.request_id]
         return made
+
+    def use_adapter(self, name: str | None) -> None:
+        """See `SwitchingEngine.use_adapter`."""
+        self._engine.use_adapter(name)
 
     def close(self) -> None:
         """Release the pipeline."""

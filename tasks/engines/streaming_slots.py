@@ -1,5 +1,8 @@
 """ONNX Runtime for a server: the slots of `slot_batching.py`, fed as requests come. Greedy only."""
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from configs.engine import EngineSettings
 from tasks.engines.onnxruntime_engine import OnnxRuntimeEngine
 from tasks.engines.protocol import EngineUnavailable
@@ -27,13 +30,20 @@ class StreamingSlots:
         self.slots = self._slots.count
 
     @classmethod
-    def open(cls, artifact: Artifact, settings: EngineSettings, *, sequence_tokens: int) -> "StreamingSlots":
+    def open(
+        cls,
+        artifact: Artifact,
+        settings: EngineSettings,
+        *,
+        sequence_tokens: int,
+        adapters: Mapping[str, Path] = {},
+    ) -> "StreamingSlots":
         """Open an ONNX artifact and reserve its cache.
 
         Raises:
-            EngineUnavailable: the artifact is of another kind, or a setting is not offered here.
+            EngineUnavailable: the artifact is of another kind, a setting is not offered here, or an adapter does not fit.
         """
-        return cls(OnnxRuntimeEngine.open(artifact, settings), sequence_tokens)
+        return cls(OnnxRuntimeEngine.open(artifact, settings, adapters=adapters), sequence_tokens)
 
     @property
     def busy(self) -> bool:
@@ -57,6 +67,11 @@ class StreamingSlots:
     def step(self) -> list[Progress]:
         """See `Slots.step`."""
         return self._slots.step()
+
+    def use_adapter(self, name: str | None) -> None:
+        """See `SwitchingEngine.use_adapter`."""
+        self._engine.use_adapter(name)
+        self._slots.forget_bindings()
 
     def close(self) -> None:
         """Release the session."""

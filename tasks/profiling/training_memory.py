@@ -9,6 +9,9 @@ from tasks.store.record import Record
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 """Bits a weight under NF4 with double quantization (Dettmers et al. 2023, QLoRA, section 3)."""
 
+_STATE_BITS = {32: 32.0, 8: 8 + 32 / 256}
+"""Bits a moment: in 8 bits, blocks of 256 share a scale."""
+
 CHUNK_TOKENS = 128
 """Tokens whose logits exist at once in our losses (`tasks.training.losses`): 24 MiB of float32 at V = 49,152."""
 
@@ -20,7 +23,7 @@ class TrainingBudget(Record):
         base_bytes: the frozen weights; 0 where everything is trained.
         trained_bytes: the trained weights, f32.
         gradients_bytes: their gradients, f32.
-        optimizer_bytes: AdamW's two moments, f32.
+        optimizer_bytes: AdamW's two moments, f32 or 8 bits.
         activations_bytes: what the backward pass needs, and one chunk of logits.
         total_bytes: the sum: the predicted peak.
     """
@@ -77,7 +80,7 @@ def training_budget(
         "base_bytes": 0 if lora is None else _base_bytes(architecture, training, lora),
         "trained_bytes": 4 * trained,
         "gradients_bytes": 4 * trained,
-        "optimizer_bytes": 8 * trained,
+        "optimizer_bytes": plain_bytes(2 * trained, _STATE_BITS[training.optimizer_bits]),
         "activations_bytes": _activations_bytes(architecture, training, lora, logit_tokens, recomputed),
     }
     return TrainingBudget(**parts, total_bytes=sum(parts.values()))

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from tasks.store.record import Record
 
-Saving = Literal["none", "give_back", "checkpointing"]
+Saving = Literal["none", "give_back", "checkpointing", "low_bit_states"]
 
 
 class TrainingLog(Record):
@@ -25,7 +25,7 @@ class TrainingLog(Record):
         held_out_losses: loss on held-out text by the steps done before, nats; empty where there was none.
         kept_step: steps done at the state that was kept.
         stopped: why training ended before its last step; "" where it did not.
-        saving: what was done to save memory: none, give_back, checkpointing.
+        saving: what was done to save memory: none, give_back, checkpointing, low_bit_states.
     """
 
     steps: int

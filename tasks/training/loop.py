@@ -49,7 +49,8 @@ def train(
     Args:
         model: a transformers or peft model.
         text: `settings.steps * settings.batch_sequences` sequences.
-        settings: see there; AdamW without weight decay, gradients clipped at norm 1.
+        settings: see there; AdamW without weight decay, gradients clipped at norm 1. Tensors below 4,096 values keep states
+            of 32 bits.
         loss: of one batch.
         scratch: resumed from if an earlier call with the same model, text and settings was killed. The
             caller names it after those inputs, and deletes it once the result is written.
@@ -207,7 +208,7 @@ def _arguments(settings: TrainingSettings, scratch: Path) -> TrainingArguments:
         learning_rate=settings.learning_rate,
         weight_decay=0.0,
         max_grad_norm=1.0,
-        optim="adamw_torch_fused",
+        optim="adamw_torch_fused" if settings.optimizer_bits == 32 else "adamw_bnb_8bit",
         train_sampling_strategy="sequential",
         logging_steps=1,
         logging_nan_inf_filter=False,

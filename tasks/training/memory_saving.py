@@ -1,4 +1,6 @@
-"""What saves memory in training, in the order of its cost: nothing, giving freed memory back at once, computing activations again.
+"""What saves memory in training, in the order of its cost.
+
+Nothing; giving freed memory back at once; computing activations again; optimizer states of 8 bits beside that.
 
 **Giving back.** glibc before 2.38 cannot put an aligned block into the hole that one of the same size left, so that intermediate
 results of a forward pass leave holes between those that are kept. LoRA on a model of 135M parameters, 4 x 256 tokens in float32, grew
@@ -6,6 +8,10 @@ by 3,090 MiB where 1,900 were in use. Blocks above a threshold can be mapped one
 quarter (1 MiB) to a half (128 KiB, which leaves less) longer.
 
 **Computing again** keeps the input of every layer alone, and runs each layer's forward pass twice (Chen et al. 2016, arXiv:1604.06174).
+
+**Low-bit states** are AdamW's moments in blocks of 256 with a scale each (Dettmers et al. 2022, arXiv:2110.02861): a quarter of
+eight bytes a trained value. An adapter has few of those, so this comes last; with every weight trained they are the larger part
+(`training.optimizer_bits`).
 """
 
 import ctypes
@@ -20,6 +26,9 @@ from tasks.training.log import Saving
 
 FRAGMENTED = 1.6
 """Growth over what is in use where nothing is given back: 1.55 to 1.62 measured."""
+
+RECOMPUTED: tuple[Saving, ...] = ("checkpointing", "low_bit_states")
+"""Ways that compute activations again."""
 
 _M_MMAP_THRESHOLD = -3  # malloc.h of glibc
 _MAPPED_BYTES = 1 << 17
@@ -48,8 +57,8 @@ def choose_saving(
             return saving
     raise TrainingError(
         f"adapt.max_memory_mib is {max_mib:.0f}: {lora.label} on {training.batch_sequences} x {training.sequence_tokens} tokens takes "
-        f"{min(needed.values()):.0f} MiB at least, activations computed again; raise it, or lower training.batch_sequences or "
-        "sequence_tokens"
+        f"{min(needed.values()):.0f} MiB at least, activations computed again and optimizer states of 8 bits; raise it, or lower "
+        "training.batch_sequences or sequence_tokens"
     )
 
 
@@ -59,12 +68,17 @@ def predicted_mib(
     """Peak growth of the process, MiB, by closed form; without saving, times FRAGMENTED on glibc."""
     budget = training_budget(
         architecture,
-        training,
+        with_saving(training, saving),
         lora,
         logit_tokens=CHUNK_TOKENS,
-        recomputed=saving == "checkpointing",
+        recomputed=saving in RECOMPUTED,
     )
     return budget.total_bytes / 2**20 * (FRAGMENTED if saving == "none" and _glibc() else 1.0)
+
+
+def with_saving(training: TrainingSettings, saving: Saving) -> TrainingSettings:
+    """The settings as a way of saving changes them."""
+    return training.model_copy(update={"optimizer_bits": 8}) if saving == "low_bit_states" else training
 
 
 @contextmanager
@@ -82,7 +96,7 @@ def giving_back(saving: Saving) -> Iterator[None]:
 
 
 def _ways() -> tuple[Saving, ...]:
-    return ("none", "give_back", "checkpointing") if _glibc() else ("none", "checkpointing")
+    return ("none", *(("give_back",) if _glibc() else ()), "checkpointing", "low_bit_states")
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -1,8 +1,9 @@
 """Texts packed into sequences of one length, in which every token is real.
 
 A document is EOS followed by its tokens, so the EOS that ends one document starts the next, as in scoring,
-where EOS stands before a text. Positions restart at each document, and at no EOS inside one: chat models end
-every turn with it. transformers derives the block-diagonal attention mask from that
+where EOS stands before a text. One that opens with a special token, as a chat does under its template, has its own beginning and is
+left as the server will send it; the EOS that then is missing behind a plain text is added there. Positions restart at each document,
+and at no EOS inside one: chat models end every turn with it. transformers derives the block-diagonal attention mask from that
 (`find_packed_sequence_indices`), so no document sees another one. No padding, no
 masked target.
 
@@ -56,10 +57,8 @@ def pack(texts: Sequence[str], tokenizer: Any, sequence_tokens: int, count: int,
     """
     import torch
 
-    documents = (
-        [ids for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"] if ids] if texts else []
-    )
-    available = sum(len(ids) + 1 for ids in documents)
+    documents = _documents(texts, tokenizer)
+    available = sum(map(len, documents))
     if available <= sequence_tokens:
         raise TrainingError(
             f"training.sequence_tokens is {sequence_tokens}, the training text has {available} tokens; "
@@ -67,9 +66,7 @@ def pack(texts: Sequence[str], tokenizer: Any, sequence_tokens: int, count: int,
         )
     rows = list(
         islice(
-            _sequences(
-                documents, tokenizer.eos_token_id, sequence_tokens + 1, random.Random(f"{seed}:packing")
-            ),
+            _sequences(documents, sequence_tokens + 1, random.Random(f"{seed}:packing")),
             count,
         )
     )
@@ -86,11 +83,7 @@ def pack_held_out(texts: Sequence[str], tokenizer: Any, sequence_tokens: int) ->
         tokenizer: see `pack`.
         sequence_tokens: T, targets of a sequence.
     """
-    available = (
-        sum(len(ids) + 1 for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"])
-        if texts
-        else 0
-    )
+    available = sum(map(len, _documents(texts, tokenizer)))
     count = min(MOST_HELD_OUT, (available - 1) // sequence_tokens)
     return pack(texts, tokenizer, sequence_tokens, count, seed=0) if count > 0 else None
 
@@ -107,9 +100,20 @@ class _Row:
         self.positions += range(len(ids))
 
 
-def _sequences(documents: list[list[int]], eos: int, length: int, rng: random.Random) -> Iterator[_Row]:
+def _documents(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """Each text's tokens with the EOS that it needs."""
+    eos, special = tokenizer.eos_token_id, frozenset(tokenizer.all_special_ids)
+    tokens = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+    has_own_beginning = [bool(ids) and ids[0] in special for ids in tokens]
+    end = [eos] if any(has_own_beginning) else []  # else the next document begins with it
+    return [
+        ids if own else [eos, *ids, *end] for ids, own in zip(tokens, has_own_beginning, strict=True) if ids
+    ]
+
+
+def _sequences(documents: list[list[int]], length: int, rng: random.Random) -> Iterator[_Row]:
     """Sequences of `length` tokens without end: the documents in a new random order in each pass."""
-    coming = _passes(documents, eos, rng)
+    coming = _passes(documents, rng)
     ahead = [next(coming) for _ in range(LOOK_AHEAD)]
     while True:
         row = _Row([], [])
@@ -128,9 +132,9 @@ def _sequences(documents: list[list[int]], eos: int, length: int, rng: random.Ra
         yield row
 
 
-def _passes(documents: list[list[int]], eos: int, rng: random.Random) -> Iterator[list[int]]:
+def _passes(documents: list[list[int]], rng: random.Random) -> Iterator[list[int]]:
     order = list(documents)
     while True:
         rng.shuffle(order)
         for ids in order:
-            yield [eos, *ids]
+            yield list(ids)

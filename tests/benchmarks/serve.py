@@ -48,7 +48,6 @@ from tasks.batching.contest import Contest
 from tasks.batching.halving import search
 from tasks.batching.tune import scheduler_options
 from tasks.engines.arithmetic import multiply_rates
-from tasks.engines.openvino_engine import OpenVinoEngine
 from tasks.engines.protocol import EngineUnavailable
 from tasks.engines.streaming import StreamingEngine
 from tasks.engines.streaming_openvino import StreamingOpenVino
@@ -61,6 +60,7 @@ from tasks.release.workspace import Workspace
 from tasks.serving.load_driver import LoadDriver, LoadRun
 from tasks.serving.load_measures import attainment, good_requests, summarize_runs
 from tasks.serving.workload import make_workload
+from tests.benchmarks.default_pipeline import DefaultPipeline
 from tests.benchmarks.report_file import FOLDER, row, write
 from tests.benchmarks.static_batches import StaticBatches
 from tests.conftest import DEMO_MODEL
@@ -110,9 +110,9 @@ def main() -> None:
         prepare_environment(home, hub=False, threads=2)
         for name, grid in GRIDS.items():
             print(f"{name}: {time.monotonic() - began_s:.0f} s", flush=True)
-            workspace = make_workspace(_config(name))
+            workspace = make_workspace(config_of(name))
             int8 = make_candidate(workspace, workspace.source, INT8, WeightSettings(bits=8, symmetric=False))
-            workspace, capacity = _at_capacity(workspace, int8)
+            workspace, capacity = at_capacity(workspace, int8)
             tuned, notes = _tuned(workspace, int8, grid)
             said += [f"{name}: {note}" for note in (f"100 % is {capacity:.2f} requests/s", *notes)]
             measured[name] = _sweep(workspace, tuned)
@@ -137,7 +137,7 @@ def _transformers() -> EngineSettings:
     )
 
 
-def _config(name: str) -> Config:
+def config_of(name: str) -> Config:
     load = TypeAdapter(LoadSettings).validate_python(
         {"kind": "trace", "path": str(TRACE), "requests": ROWS, "length_scale": 0.125, "max_prompt_tokens": 320,
          "max_new_tokens": 40, "slo": SLO, "repeats": REPEATS}
@@ -148,7 +148,7 @@ def _config(name: str) -> Config:
     return Config(name="serve", model=DEMO_MODEL, threads=2, quality=quality, behaviour=None, load=load)
 
 
-def _at_capacity(workspace: Workspace, int8: Candidate) -> tuple[Workspace, float]:
+def at_capacity(workspace: Workspace, int8: Candidate) -> tuple[Workspace, float]:
     """The load sped up to what the default settings answer when everything arrives at once, requests a second."""
     load, tokens = workspace.config.load, prompt_tokens(workspace)
     assert load is not None
@@ -167,7 +167,7 @@ def _defaults(workspace: Workspace, int8: Candidate, longest: int) -> StreamingO
     """OpenVINO GenAI with nothing set, behind the same protocol."""
     scheduler = SchedulerSettings(max_num_seqs=genai.SchedulerConfig().max_num_seqs)
     settings = int8.engine.model_copy(update={"scheduler": scheduler})
-    return StreamingOpenVino(_DefaultPipeline.open(workspace.store.open(int8.artifact), settings), longest)
+    return StreamingOpenVino(DefaultPipeline.open(workspace.store.open(int8.artifact), settings), longest)
 
 
 def _warm(driver: LoadDriver, load: Any, tokens: Sequence[int]) -> None:
@@ -192,17 +192,6 @@ def _tuned(workspace: Workspace, start: Candidate, grid: SchedulerGrid) -> tuple
     ]
     winner = options[best.name] if best.mean > 0 else start
     return winner, [*notes, f"served as keiryo: {winner.name}"]
-
-
-class _DefaultPipeline(OpenVinoEngine):
-    """GenAI as its first example shows it: no scheduler setting, no plugin property."""
-
-    def _served(self) -> Any:
-        if self._pipeline is None:
-            self._pipeline = genai.ContinuousBatchingPipeline(
-                str(self._folder), genai.SchedulerConfig(), "CPU", {}
-            )
-        return self._pipeline
 
 
 def _sweep(workspace: Workspace, tuned: Candidate) -> Runs:

@@ -31,6 +31,21 @@ def test_a_completion_with_its_usage(serving: Serving) -> None:
         assert made.usage.total_tokens == made.usage.prompt_tokens + spoken
 
 
+def test_an_adapter_is_a_model_of_its_own(serving: Serving) -> None:
+    with serving(adapters=("support", "sales")) as served:
+        client = served.client()
+        assert [card.id for card in client.models.list()] == [MODEL, "support", "sales"]
+        assert client.models.retrieve("sales").id == "sales"
+        for name in (MODEL, "support", "sales"):
+            made = client.completions.create(model=name, prompt="say:hi")
+            assert (made.model, made.choices[0].text) == (name, "hi")
+        assert [asked.adapter for asked in served.engine.asked] == [None, "support", "sales"]
+        with pytest.raises(
+            openai.NotFoundError, match="'other' is not served here; 'parrot', 'support', 'sales' are"
+        ):
+            client.completions.create(model="other", prompt="say:hi")
+
+
 def test_length_ends_a_text_and_sixteen_tokens_are_openais_default(serving: Serving) -> None:
     with serving() as served:
         client = served.client()

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +17,18 @@ import httpx
 import numpy as np
 import openai
 import pytest
+import torch
 from served import LONG_S, until
-from tiny_llama import tiny_llama
+from tiny_llama import as_artifact, tiny_llama
 
 from configs.engine import EngineSettings, SchedulerSettings
 from configs.load import ConfigError
+from configs.training import LoraSettings, TrainingSettings
 from flows import serving
+from tasks.adaptation.lora import merge_adapter, with_adapter
 from tasks.compression.openvino import export_openvino
 from tasks.endpoint.engine_process import EngineProcess, Submit
+from tasks.engines.open import open_engine
 from tasks.engines.openvino_engine import OpenVinoEngine
 from tasks.engines.protocol import EngineError, GenerationRequest, ScoreRequest
 from tasks.engines.streaming import Progress, Sampling, StreamRequest
@@ -53,10 +58,12 @@ ENGINE = EngineSettings(
 
 @dataclass(frozen=True)
 class Home:
-    """A store with one artifact, and a registry with one champion."""
+    """A store with one artifact, its checkpoint and an adapter of that, and a registry with one champion."""
 
     folder: Path
+    checkpoint: Artifact
     artifact: Artifact
+    adapter: Artifact
 
     @property
     def candidate(self) -> Candidate:
@@ -71,7 +78,9 @@ class Home:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     folder = tmp_path_factory.mktemp("release")
-    checkpoint = tiny_llama(folder / "model", layers=2)
+    store = Store(folder / "home")
+    checkpoint = store.seal(lambda out: tiny_llama(out, layers=2), kind="checkpoint")
+    adapter = store.seal(lambda out: write_adapter(checkpoint, out), kind="adapter", parent=checkpoint.digest)
 
     def build(out: Path) -> None:
         export_openvino(checkpoint, out)
@@ -79,12 +88,21 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
         config = json.loads((out / "config.json").read_text()) | {"max_position_embeddings": CONTEXT_TOKENS}
         (out / "config.json").write_text(json.dumps(config))
 
-    artifact = Store(folder / "home").seal(build, kind="openvino")
-    made = Home(folder, artifact)
+    artifact = store.seal(build, kind="openvino", parent=checkpoint.digest)
+    made = Home(folder, checkpoint, artifact, adapter)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KEIRYO_MLFLOW", str(folder / "mlflow"))
         register(made.candidate)
     return made
+
+
+def write_adapter(checkpoint: Artifact, out: Path) -> None:
+    torch.manual_seed(0)
+    model = with_adapter(checkpoint.folder, LoraSettings(method="lora"), TrainingSettings(autocast="none"))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.2)
+    model.save_pretrained(out, save_embedding_layers=False)
 
 
 def register(candidate: Candidate) -> None:
@@ -139,19 +157,11 @@ class Running:
     client: openai.OpenAI
 
 
-@pytest.fixture
-def running(home: Home) -> Iterator[Running]:
+@contextmanager
+def started(home: Home, *settings: str) -> Iterator[Running]:
+    """`keiryo serve` in a process of its own until the block ends."""
     code = "from flows.cli import main; main()"
-    command = [
-        sys.executable,
-        "-c",
-        code,
-        "serve",
-        MODEL,
-        "port=0",
-        f"limits.new_tokens={ENDLESS_TOKENS}",
-        "--json",
-    ]
+    command = [sys.executable, "-c", code, "serve", MODEL, "port=0", *settings, "--json"]
     with subprocess.Popen(
         command, cwd=PROJECT_ROOT, env=home.environment, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -164,6 +174,12 @@ def running(home: Home) -> Iterator[Running]:
                 yield Running(process, url, client)
         finally:
             process.kill()
+
+
+@pytest.fixture
+def running(home: Home) -> Iterator[Running]:
+    with started(home, f"limits.new_tokens={ENDLESS_TOKENS}") as server:
+        yield server
 
 
 def metric(server: Running, name: str) -> float:
@@ -288,18 +304,41 @@ def test_a_damaged_artifact_is_not_served(
     assert announced == []
 
 
-def test_adapters_for_each_request_are_refused_where_the_engine_has_none(
-    home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_adapters_are_asked_for_by_name(home: Home, expected: Expected, tmp_path: Path) -> None:
+    """Release and adapter at once, streamed and whole: each answer is that of its own weights."""
+    merge_adapter(home.checkpoint, home.adapter.folder, tmp_path)
+    prompts = expected.prompts[:6]
+    text = TextTokenizer(home.artifact.folder)
+    with open_engine(as_artifact(tmp_path), EngineSettings(engine="transformers", threads=1)) as merged:
+        made = merged.generate([GenerationRequest(tuple(text.encode(each)), NEW_TOKENS) for each in prompts])
+    adapted = [text.decode(each.tokens) for each in made]
+    assert not set(adapted) & set(expected.answers)
+
+    with started(home, f"adapters.support={home.adapter.digest}") as server, ThreadPoolExecutor(12) as pool:
+        assert [each.id for each in server.client.models.list()] == [MODEL, "support"]
+
+        def ask(name: str, prompt: str) -> str:
+            answer = server.client.completions.create(model=name, prompt=prompt, max_tokens=NEW_TOKENS)
+            assert answer.model == name
+            return answer.choices[0].text
+
+        names = [MODEL, "support"] * len(prompts)
+        answers = list(pool.map(ask, names, [each for each in prompts for _ in range(2)]))
+    assert answers[::2] == expected.answers[: len(prompts)]
+    assert answers[1::2] == adapted
+
+
+def test_an_adapter_of_another_checkpoint_is_not_served(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     champion = ReleaseVersion(
         model=MODEL, version=1, stage="quantize", candidate=home.candidate, verdict="PASS", rollout="none"
     )
     monkeypatch.setattr(serving, "_champion", lambda _: champion)
     monkeypatch.setenv("KEIRYO_HOME", str(home.folder / "home"))
-    with pytest.raises(
-        ConfigError, match=r"adapters\.support: the release runs on openvino.*release on vllm"
-    ):
-        serving.serve(MODEL, ["port=0", f"adapters.support={'a' * 64}"], lambda _: None)
+    other = Store(home.folder / "home").seal(
+        lambda out: write_adapter(home.checkpoint, out), kind="adapter", parent="1" * 64
+    )
+    with pytest.raises(ConfigError, match=r"adapters\.support: it was trained on checkpoint 1111.*made from"):
+        serving.serve(MODEL, ["port=0", f"adapters.support={other.digest}"], lambda _: None)
 
 
 def test_an_engine_that_dies_is_noticed(home: Home) -> None:

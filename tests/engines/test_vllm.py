@@ -27,7 +27,8 @@ from configs.training import LoraSettings, TrainingSettings
 from configs.weights import WeightSettings
 from tasks.adaptation.lora import merge_adapter, with_adapter
 from tasks.compression.build import build_artifact
-from tasks.endpoint.vllm import check_adapter, vllm_command
+from tasks.endpoint.adapters import check_adapter
+from tasks.endpoint.vllm import vllm_command
 from tasks.engines.open import open_engine
 from tasks.engines.protocol import EngineError, EngineUnavailable, GenerationRequest, ScoreRequest
 from tasks.engines.streaming import StreamRequest

@@ -32,14 +32,15 @@ def test_the_fastest_way_that_fits(architecture: Architecture) -> None:
     def needs(saving: str) -> float:
         return predicted_mib(architecture, TRAINING, LORA, saving)  # type: ignore[arg-type]
 
-    assert needs("none") > needs("give_back") > needs("checkpointing")
+    assert needs("none") > needs("give_back") > needs("checkpointing") > needs("low_bit_states")
     for limit, way in ((None, "none"), (needs("none"), "none"), (needs("none") * 0.99, "give_back"),
-                       (needs("give_back") * 0.99, "checkpointing"), (needs("checkpointing"), "checkpointing")):  # fmt: skip
+                       (needs("give_back") * 0.99, "checkpointing"), (needs("checkpointing"), "checkpointing"),
+                       (needs("checkpointing") * 0.999, "low_bit_states")):  # fmt: skip
         assert choose_saving(architecture, TRAINING, LORA, limit) == way
     with pytest.raises(
         TrainingError, match=r"adapt.max_memory_mib is \d+: lora on 2 x 32 tokens takes \d+ MiB"
     ):
-        choose_saving(architecture, TRAINING, LORA, needs("checkpointing") * 0.99)
+        choose_saving(architecture, TRAINING, LORA, needs("low_bit_states") * 0.99)
 
 
 def test_without_glibc_there_is_nothing_to_give_back(
@@ -57,7 +58,7 @@ def test_every_way_trains_the_same_adapter(tmp_path: Path) -> None:
     tiny = tiny_llama(tmp_path / "m", layers=2)
     shape = read_architecture(tiny)
     losses = {}
-    for saving in ("none", "give_back", "checkpointing"):
+    for saving in ("none", "give_back", "checkpointing", "low_bit_states"):
         out = tmp_path / saving
         out.mkdir()
         limit = predicted_mib(shape, TRAINING, LORA, saving)
@@ -66,6 +67,7 @@ def test_every_way_trains_the_same_adapter(tmp_path: Path) -> None:
         losses[saving] = log.losses
     assert losses["none"] == losses["give_back"]
     assert losses["checkpointing"] == pytest.approx(losses["none"], rel=1e-6)
+    assert losses["low_bit_states"] == pytest.approx(losses["none"], rel=1e-2)
 
 
 FREED = """

@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ from tiny_llama import EOS, TEXTS, tiny_llama
 from tasks.training.checkpoint import head_weight, last_hidden, load_model, load_tokenizer
 from tasks.training.error import TrainingError
 from tasks.training.packing import pack
+
+BOS = 0
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,28 @@ def test_the_turns_of_a_chat_are_one_document(folder: Path) -> None:
         ends = [index for index, token in enumerate(tokens) if token == EOS]
         assert starts == ends[::2]
         assert len(ends) > len(starts)
+
+
+def test_a_chat_begins_as_the_server_sends_it(folder: Path) -> None:
+    """A template opens with a special token of its own: nothing stands before it. A plain text beside it keeps both of its EOS."""
+    tokenizer = load_tokenizer(folder)
+    chats = [f"<s>the key {a} </s> is on the {b} </s>" for a in "abcd" for b in "xyz"]
+    text = pack(chats, tokenizer, sequence_tokens=48, count=3, seed=1)
+    for tokens, positions in zip(text.tokens[:, :-1].tolist(), text.positions.tolist(), strict=True):
+        starts = [index for index, position in enumerate(positions) if position == 0]
+        assert starts == [index for index, token in enumerate(tokens) if token == BOS]
+        assert len(starts) > 1
+
+    mixed = pack([*chats, *TEXTS], tokenizer, sequence_tokens=64, count=40, seed=1)
+    followed = 0
+    for row, positions in zip(mixed.tokens.tolist(), mixed.positions.tolist(), strict=True):
+        starts = [index for index, position in enumerate(positions) if position == 0]
+        for begin, end in pairwise(starts):
+            plain = row[begin] == EOS
+            assert plain or row[begin] == BOS
+            followed += plain
+            assert not plain or row[end - 1] == EOS
+    assert followed > 20
 
 
 def test_a_document_does_not_see_the_one_before_it(folder: Path) -> None:
