@@ -49,8 +49,8 @@ def train(
     Args:
         model: a transformers or peft model.
         text: `settings.steps * settings.batch_sequences` sequences.
-        settings: see there; AdamW without weight decay, gradients clipped at norm 1. Tensors below 4,096 values keep states
-            of 32 bits.
+        settings: see there; AdamW without weight decay, gradients clipped at norm 1. Embeddings and tensors below 4,096
+            values keep states of 32 bits.
         loss: of one batch.
         scratch: resumed from if an earlier call with the same model, text and settings was killed. The
             caller names it after those inputs, and deletes it once the result is written.

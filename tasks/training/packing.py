@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 MOST_HELD_OUT = 16
-LOOK_AHEAD = 32
+LOOK_AHEAD = 256
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _documents(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
 def _sequences(documents: list[list[int]], length: int, rng: random.Random) -> Iterator[_Row]:
     """Sequences of `length` tokens without end: the documents in a new random order in each pass."""
     coming = _passes(documents, rng)
-    ahead = [next(coming) for _ in range(LOOK_AHEAD)]
+    ahead = [next(coming) for _ in range(min(LOOK_AHEAD, len(documents)))]
     while True:
         row = _Row([], [])
         while room := length - len(row.tokens):

@@ -2,7 +2,7 @@
 
 Work: rank-16 LoRA on all linear layers of the demo model at a peak rate of 2e-4 without warm-up, chats of
 `instruct/sft_mix_train.jsonl` under the model's template that have at most 240 tokens, so that neither side cuts any. The peer pads
-batches of 4 chats; ours packs 2 x 240 tokens, which are about as many real ones, in STEPS steps; both see the same number. Loss: nats a
+batches of 4 chats; ours packs sequences of 480 tokens, which are about as many real ones, in STEPS steps; both see the same number. Loss: nats a
 token over such chats of `sft_mix_valid.jsonl`, each alone, in the peer's form (no token before the chat), computed in float32 by one
 function. Intervals are over chats, paired; SEEDS trainings.
 """
@@ -36,7 +36,7 @@ from tests.conftest import DEMO_MODEL
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "instruct"
 STEPS, SEEDS, THREADS = int(os.environ.get("STEPS", "51")), int(os.environ.get("SEEDS", "2")), 2
-SEQUENCES, CHATS, TOKENS = 2, 4, 240
+SEQUENCES, CHATS, TOKENS, LONGEST = 1, 4, 480, 240
 LORA = LoraSettings(method="lora", rank=16, alpha=32)
 Ids = Sequence[Sequence[int]]
 
@@ -54,7 +54,7 @@ def main() -> None:
             [
                 text
                 for text in training_texts(read_rows(str(DATA / name)), template)
-                if len(tokenizer(text, add_special_tokens=False)["input_ids"]) <= TOKENS
+                if len(tokenizer(text, add_special_tokens=False)["input_ids"]) <= LONGEST
             ]
             for name in ("sft_mix_train.jsonl", "sft_mix_valid.jsonl")
         )

@@ -51,8 +51,9 @@ def test_the_loss_falls_and_the_log_says_what_was_done(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("bits", [32, 8])
 def test_killed_while_saving_and_started_again_it_ends_at_the_same_loss(
-    tiny: Artifact, tmp_path: Path
+    tiny: Artifact, tmp_path: Path, bits: int
 ) -> None:
     texts = tmp_path / "texts"
     texts.write_text("\n".join(TEXTS))
@@ -64,6 +65,7 @@ def test_killed_while_saving_and_started_again_it_ends_at_the_same_loss(
         str(texts),
         str(tmp_path / "scratch"),
         "6",
+        str(bits),
     ]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     killed = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment)
@@ -71,11 +73,21 @@ def test_killed_while_saving_and_started_again_it_ends_at_the_same_loss(
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     saved = {folder.name for folder in (tmp_path / "scratch").iterdir()}
     assert saved == {"checkpoint-4", "checkpoint-6"}  # the second is incomplete
-    after = train_tiny(tiny.folder, TEXTS, tmp_path / "scratch")
-    before = train_tiny(tiny.folder, TEXTS, tmp_path / "undisturbed")
+    after = train_tiny(tiny.folder, TEXTS, tmp_path / "scratch", bits)
+    before = train_tiny(tiny.folder, TEXTS, tmp_path / "undisturbed", bits)
     assert after.losses == pytest.approx(before.losses, rel=1e-6)
     assert len(after.losses) == 9
     assert after.seconds * after.tokens_per_s == pytest.approx(5 * 64)  # steps 5 to 9
+    state = torch.load(next((tmp_path / "undisturbed").glob("*/optimizer.pt")), weights_only=True)["state"]
+    moments = [each.get("__bnb_optimizer_quant_state__", each) for each in state.values()]
+    stored = {value.dtype for each in moments for value in each.values() if getattr(value, "ndim", 0) == 2}
+    assert (torch.uint8 in stored) == (bits == 8)
+
+
+def test_states_of_8_bits_train_as_well(tiny: Artifact, tmp_path: Path) -> None:
+    losses = {bits: train_tiny(tiny.folder, TEXTS, tmp_path / str(bits), bits).losses for bits in (32, 8)}
+    assert losses[8] != losses[32]
+    assert losses[8][0] - losses[8][-1] == pytest.approx(losses[32][0] - losses[32][-1], rel=0.05)
 
 
 def test_a_loss_or_gradient_that_is_not_finite_stops_training(tiny: Artifact, tmp_path: Path) -> None:
