@@ -18,6 +18,7 @@ from tasks.compression.openvino_grid import write_grids
 from tasks.compression.openvino_matrices import MODEL_BIN, MODEL_XML, halve_tables
 from tasks.compression.openvino_nncf import compress_weights
 from tasks.compression.openvino_static import quantize_statically
+from tasks.engines.freed_memory import return_freed_memory
 from tasks.store.artifact import Artifact
 
 
@@ -51,6 +52,7 @@ def export_openvino(checkpoint: Artifact, out: Path) -> None:
             f"architecture {model.config.model_type} has no OpenVINO export: {error}; use engine: onnxruntime"
         ) from error
     del model
+    return_freed_memory()  # the traced model hangs in cycles, and compressing would grow on top of it
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
     tokenizer.save_pretrained(out)
     for name, converted in zip(
