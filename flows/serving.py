@@ -112,7 +112,7 @@ def _serve_here(
         text = PromptText(artifact.folder)
         engine = champion.candidate.engine
         draft = champion.candidate.draft
-        adapters = _adapter_folders(settings, artifact)
+        adapters = _adapter_folders(settings, champion.model, artifact)
         link = EngineProcess(
             artifact,
             engine,
@@ -153,16 +153,16 @@ def _become_vllm(
         model=champion.model,
         folder=artifact.folder,
         sequence_tokens=_sequence_tokens(settings),
-        adapters=_adapter_folders(settings, artifact),
+        adapters=_adapter_folders(settings, champion.model, artifact),
     )
     become_vllm(command, key, champion.candidate.engine.threads, os.environ)
 
 
-def _adapter_folders(settings: ServeSettings, artifact: Artifact) -> dict[str, Path]:
+def _adapter_folders(settings: ServeSettings, model: str, artifact: Artifact) -> dict[str, Path]:
     """The adapters' folders by name, each hashed, and each of the checkpoint that the release was made from.
 
     Raises:
-        ConfigError: one belongs to another checkpoint.
+        ConfigError: one belongs to another checkpoint, or has the model's own name.
         StoreError: one is missing or damaged.
     """
     from tasks.endpoint.adapters import check_adapter
@@ -172,7 +172,7 @@ def _adapter_folders(settings: ServeSettings, artifact: Artifact) -> dict[str, P
     folders = {}
     for name, digest in settings.adapters.items():
         adapter = store.open(digest)
-        check_adapter(adapter, checkpoint_of(store, artifact), name)
+        check_adapter(adapter, checkpoint_of(store, artifact), name, model)
         folders[name] = adapter.folder
     return folders
 

@@ -117,7 +117,10 @@ def _add_path(graph: Any, node: Any, name: str) -> None:
 def _layers_of(node: Any, widths: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
     """The layers that a product computes and their columns; none where the node is no product of a layer."""
     path, product, part = node.name.partition("/MatMul")
-    if not product or node.op_type not in ("MatMul", "MatMulNBits") or "layers." not in path:
+    is_linear = node.op_type == "MatMulNBits" or (
+        node.op_type == "MatMul" and node.inputs[1].const_value is not None
+    )
+    if not product or not is_linear or "layers." not in path:
         return ()
     name = path.strip("/").replace("/", ".").replace(".attn.", ".self_attn.")
     left = _outputs_of(node)

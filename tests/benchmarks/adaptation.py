@@ -1,10 +1,10 @@
 """`make bench PART=adaptation`: what adapter training wins, against peft with transformers' Trainer on as many tokens.
 
 Work: rank-16 LoRA on all linear layers of the demo model at a peak rate of 2e-4 without warm-up, chats of
-`instruct/sft_mix_train.jsonl` under the model's template that have at most 240 tokens, so that neither side cuts any. The peer pads
-batches of 4 chats; ours packs sequences of 480 tokens, which are about as many real ones, in STEPS steps; both see the same number. Loss: nats a
-token over such chats of `sft_mix_valid.jsonl`, each alone, in the peer's form (no token before the chat), computed in float32 by one
-function. Intervals are over chats, paired; SEEDS trainings.
+`instruct/sft_mix_train.jsonl` under the model's template that have at most LONGEST tokens, so that neither side cuts any. The peer pads
+batches of 4 chats; ours packs sequences of TOKENS, which are about as many real ones, in STEPS steps; both see the same number.
+Loss: nats a token over such chats of `sft_mix_valid.jsonl`, each alone, as both sides train them, computed in float32 by one function.
+Intervals are over chats, paired; SEEDS trainings.
 """
 
 import os

@@ -15,13 +15,13 @@ from configs.training import LoraSettings, TrainingSettings
 from configs.weights import WeightSettings
 from tasks.adaptation.lora import merge_adapter, with_adapter
 from tasks.compression.onnx import build_onnx
-from tasks.compression.openvino import export_openvino
+from tasks.compression.openvino import compress_openvino, export_openvino
 from tasks.engines.adapter_turns import AdapterTurns
 from tasks.engines.open import open_engine
 from tasks.engines.protocol import EngineUnavailable, GenerationRequest, ScoreRequest
 from tasks.engines.streaming import Progress, StreamingEngine, StreamRequest
 from tasks.engines.streaming_open import open_streaming
-from tasks.store.artifact import Artifact, Manifest
+from tasks.store.artifact import Artifact, FileEntry, Manifest
 
 LORAS = {
     "support": LoraSettings(method="lora", rank=4, alpha=8),
@@ -113,6 +113,41 @@ def test_each_request_is_answered_with_its_adapter(adapted: Adapted, engine: str
         made = answers(opened)
         assert [made[request_id] for request_id in ids] == adapted.expected
     opened.close()
+
+
+def test_on_rounded_weights_an_adapter_does_what_it_does_on_the_exact_ones(
+    adapted: Adapted, tmp_path: Path
+) -> None:
+    """OpenVINO int8 with rounded activations and cache, as releases are: nearer to its own merged checkpoint than to any other's."""
+    (tmp_path / "int8").mkdir()
+    exported = adapted.artifacts["openvino"]
+    files = tuple(
+        FileEntry(path=each.name, sha256="0" * 64, size_bytes=0) for each in exported.folder.iterdir()
+    )
+    parent = exported.model_copy(update={"manifest": Manifest(kind="openvino", files=files)})
+    compress_openvino(parent, WeightSettings(bits=8, symmetric=False), (), tmp_path / "int8")
+    engine = open_streaming(
+        artifact_of(tmp_path / "int8", "openvino"),
+        settings("openvino", kv_cache="u8", activation_group=32),
+        sequence_tokens=64,
+        adapters=adapted.adapters,
+    )
+    names = (None, *adapted.adapters)
+    for request_id, (prompt, name) in enumerate((prompt, name) for prompt in PROMPTS for name in names):
+        engine.submit(request_id, StreamRequest(prompt, adapter=name))
+    made = answers(engine)
+    engine.close()
+    exact = {name: [said_by(adapted.merged[name], prompt) for prompt in PROMPTS] for name in names}
+    for place, name in enumerate(names):
+        found = [made[len(names) * i + place] for i in range(len(PROMPTS))]
+        same = {other: sum(map(agreeing, found, exact[other])) for other in names}
+        assert max(same, key=lambda other: same[other]) == name, same
+        assert same[name] > 0.6 * sum(len(each) for each in found), same
+
+
+def agreeing(left: tuple[int, ...], right: tuple[int, ...]) -> int:
+    """Tokens before the first difference."""
+    return next((i for i, (a, b) in enumerate(zip(left, right, strict=True)) if a != b), len(left))
 
 
 def test_products_that_were_split_and_fused_ones_are_both_adapted(adapted: Adapted, tmp_path: Path) -> None:

@@ -268,13 +268,15 @@ def test_each_request_has_its_own_adapter(demo_checkpoint: Artifact, tmp_path: P
 
 def test_an_adapter_of_another_checkpoint_is_refused(folder: Artifact) -> None:
     adapter = folder.model_copy(update={"manifest": Manifest(kind="adapter", files=(), parent="1" * 64)})
-    check_adapter(adapter, folder.model_copy(update={"digest": "1" * 64}), "support")
+    check_adapter(adapter, folder.model_copy(update={"digest": "1" * 64}), "support", "release")
     with pytest.raises(
         ConfigError, match=r"adapters.support: it was trained on checkpoint 1111.*made from 0000"
     ):
-        check_adapter(adapter, folder, "support")
+        check_adapter(adapter, folder, "support", "release")
     with pytest.raises(ConfigError, match="is checkpoint, not an adapter"):
-        check_adapter(folder, folder, "support")
+        check_adapter(folder, folder, "support", "release")
+    with pytest.raises(ConfigError, match=r"adapters\.release: the release itself"):
+        check_adapter(adapter, folder, "release", "release")
 
 
 def _asked(url: str, body: dict[str, object], server: subprocess.Popen[bytes]) -> dict[str, Any]:
