@@ -77,7 +77,7 @@ def add_adapter_inputs(
     """
     adapted = {layer for adapter in adapters.values() for layer in adapter}
     products: list[AdaptedProduct] = []
-    for node in list(graph):
+    for node in list(graph) if adapted else ():
         layers = _layers_of(node, widths)
         if adapted.isdisjoint(layer for layer, _ in layers):
             continue
