@@ -35,8 +35,8 @@ from tests.benchmarks.report_file import write
 from tests.conftest import DEMO_MODEL
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "instruct"
-STEPS, SEEDS, THREADS = int(os.environ.get("STEPS", "51")), int(os.environ.get("SEEDS", "2")), 2
-SEQUENCES, CHATS, TOKENS, LONGEST = 1, 4, 480, 240
+STEPS, SEEDS, THREADS = int(os.environ.get("STEPS", "53")), int(os.environ.get("SEEDS", "2")), 2
+SEQUENCES, CHATS, TOKENS, LONGEST = 1, 4, 462, 240
 LORA = LoraSettings(method="lora", rank=16, alpha=32)
 Ids = Sequence[Sequence[int]]
 
