@@ -1,15 +1,10 @@
-"""The linear layers of an ONNX decoder by the names that the checkpoint gives them.
-
-onnxruntime-genai's builder names a node after the path of its layer ("/model/layers.0/attn/o_proj/MatMul") and computes queries, keys
-and values in one MatMul, whose columns are those of the three layers in this order.
-"""
+"""The linear layers of an ONNX decoder, as the builder exports it, by the names that the checkpoint gives them."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from tasks.compression.error import CompressionError
-
-_FUSED = ".qkv_proj"
+from tasks.engines.onnx_names import FUSED, FUSED_PARTS, layer_name
 
 
 @dataclass(frozen=True)
@@ -34,8 +29,8 @@ def parts_of(node: Any) -> tuple[Part, ...]:
         CompressionError: the attention behind a fused MatMul does not tell the heads.
     """
     outputs = node.inputs[1].shape[1]
-    name = node.name.removesuffix("/MatMul").strip("/").replace("/", ".").replace(".attn.", ".self_attn.")
-    if not name.endswith(_FUSED):
+    name = layer_name(node.name.removesuffix("/MatMul"))
+    if not name.endswith(FUSED):
         return (Part(name, outputs),)
     attention = node
     while attention.op_type in ("MatMul", "Add"):  # an Add is the bias
@@ -50,8 +45,6 @@ def parts_of(node: Any) -> tuple[Part, ...]:
         )
     heads, kv_heads = (attention.attributes[key].as_int() for key in ("num_heads", "kv_num_heads"))
     width = outputs // (heads + 2 * kv_heads)
-    stem = name.removesuffix(_FUSED)
-    return tuple(
-        Part(f"{stem}.{part}_proj", count * width)
-        for part, count in (("q", heads), ("k", kv_heads), ("v", kv_heads))
-    )
+    stem = name.removesuffix(FUSED)
+    counts = zip(FUSED_PARTS, (heads, kv_heads, kv_heads), strict=True)
+    return tuple(Part(f"{stem}.{part}", count * width) for part, count in counts)

@@ -3,8 +3,8 @@
 Beside every adapted matrix product stands a second path, `x @ a @ b`, whose two factors are inputs of the graph. Without an adapter
 they have rank 0. The rounded weights stay as they are, so that one session serves the release and all its adapters.
 
-Nodes are known by the names of onnxruntime-genai's builder ("/model/layers.0/attn/o_proj/MatMul"), queries, keys and values by one
-name; a product that was split when it was rounded ends in the name of its first layer (".../attn/qkv_proj/MatMul/k_proj").
+Nodes are known by their names (onnx_names.py); a product of queries, keys and values that was split when it was rounded ends in the
+name of its first layer (".../attn/qkv_proj/MatMul/k_proj").
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from tasks.engines.adapter_weights import Factors
+from tasks.engines.onnx_names import FUSED, layer_name
 from tasks.engines.protocol import EngineUnavailable
 
 PREFIX = "adapter."  # of the inputs' names
-_FUSED = "qkv_proj"
 
 Feeds = Mapping[str, NDArray[np.float32]]
 
@@ -70,7 +70,7 @@ def add_adapter_inputs(
     Args:
         graph: of an exported decoder; changed in place.
         adapters: their factors, by layer, by adapter.
-        widths: outputs of "q_proj", "k_proj" and "v_proj", in this order.
+        widths: outputs of each of FUSED_PARTS, in their order.
 
     Raises:
         EngineUnavailable: the graph does not have an adapted layer as a product of its own.
@@ -122,11 +122,10 @@ def _layers_of(node: Any, widths: Mapping[str, int]) -> tuple[tuple[str, int], .
     )
     if not product or not is_linear or "layers." not in path:
         return ()
-    name = path.strip("/").replace("/", ".").replace(".attn.", ".self_attn.")
-    left = _outputs_of(node)
-    stem, _, kind = name.rpartition(".")
-    if kind != _FUSED:
+    name, left = layer_name(path), _outputs_of(node)
+    if not name.endswith(FUSED):
         return ((name, left),)
+    stem = name.removesuffix(FUSED)
     layers: list[tuple[str, int]] = []
     for kind in widths:
         if not layers and part and kind != part.strip("/"):

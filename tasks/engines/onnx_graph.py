@@ -26,6 +26,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from tasks.engines.adapter_weights import Factors
 from tasks.engines.onnx_adapters import Feeds, add_adapter_inputs, feeds_of
+from tasks.engines.onnx_names import FUSED_PARTS
 from tasks.engines.protocol import EngineError, EngineUnavailable
 
 MODEL = "model.onnx"
@@ -83,11 +84,8 @@ class OnnxGraph:
             model = ir.load(folder / MODEL)
             if cache_bits != 32:
                 _quantize_cache(model.graph, folder / CACHE_RANGES, cache_bits)
-            widths = {
-                "q_proj": heads * head_dim,
-                "k_proj": kv_heads * head_dim,
-                "v_proj": kv_heads * head_dim,
-            }
+            counts = zip(FUSED_PARTS, (heads, kv_heads, kv_heads), strict=True)
+            widths = {part: count * head_dim for part, count in counts}
             products = add_adapter_inputs(model.graph, adapters, widths)
             graph = _with_head_at_rows(model)
             self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

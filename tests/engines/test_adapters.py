@@ -17,6 +17,7 @@ from tasks.adaptation.lora import merge_adapter, with_adapter
 from tasks.compression.onnx import build_onnx
 from tasks.compression.openvino import compress_openvino, export_openvino
 from tasks.engines.adapter_turns import AdapterTurns
+from tasks.engines.onnxruntime_engine import OnnxRuntimeEngine
 from tasks.engines.open import open_engine
 from tasks.engines.protocol import EngineUnavailable, GenerationRequest, ScoreRequest
 from tasks.engines.streaming import Progress, StreamingEngine, StreamRequest
@@ -151,13 +152,12 @@ def agreeing(left: tuple[int, ...], right: tuple[int, ...]) -> int:
 
 
 def test_products_that_were_split_and_fused_ones_are_both_adapted(adapted: Adapted, tmp_path: Path) -> None:
-    """int8 weights, values at other groups than queries and keys: close to the rounded merged checkpoint's own scores."""
+    """int4 with the values of two layers at 8 bits: each adapter scores nearest to its own merged checkpoint."""
     weights = WeightSettings(
         bits=4, group_size=32, int8_layers=tuple(f"model.layers.{i}.self_attn.v_proj" for i in (0, 2))
     )
     (tmp_path / "onnx").mkdir()
     build_onnx(adapted.merged[None], weights, (), tmp_path / "onnx")
-    from tasks.engines.onnxruntime_engine import OnnxRuntimeEngine
 
     request = ScoreRequest((20, 21, 22), tuple(range(30, 50)))
     rounded = artifact_of(tmp_path / "onnx", "onnxruntime")
