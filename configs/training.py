@@ -14,7 +14,7 @@ class TrainingSettings(Section):
     steps: int = Field(12, ge=1, description="optimizer steps")
     batch_sequences: int = Field(4, ge=1, description="packed sequences a step")
     sequence_tokens: int = Field(128, ge=16, description="tokens of a packed sequence")
-    learning_rate: float = Field(5e-4, gt=0, description="peak; linear warm-up, then cosine to zero")
+    learning_rate: float = Field(5e-4, gt=0, description="peak; linear warm-up, then linearly to zero")
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
     autocast: Literal["auto", "none", "bf16"] = Field(
         "auto",

@@ -9,17 +9,12 @@ from configs.weights import WeightSettings
 from tasks.compression.error import CompressionError
 from tasks.compression.grid import Grid, load_grids
 from tasks.compression.mixed_precision import layer_errors, layers_within_bytes, layers_within_divergence
+from tasks.compression.openvino_graph import exported_graph
+from tasks.compression.sealed_once import sealed_once
 from tasks.models.checkpoint import read_architecture
-from tasks.store.artifact import Artifact, ArtifactKind
+from tasks.store.artifact import Artifact
 from tasks.store.digest import code_digest, digest_of, library_versions
-from tasks.store.errors import DamagedArtifact, MissingArtifact
-from tasks.store.store import ArtifactRef, Store
-
-LIBRARIES = {
-    "openvino": ("openvino", "openvino-tokenizers", "optimum-intel", "nncf", "torch", "transformers"),
-    "onnxruntime": ("onnxruntime", "onnxruntime-genai", "onnx", "torch", "transformers"),
-    "vllm": ("torch", "safetensors"),
-}
+from tasks.store.store import Store
 
 
 def build_artifact(
@@ -50,20 +45,20 @@ def build_artifact(
         case "vllm":
             grids = _grids(store, checkpoint, engine, weights, calibration)
             build = _vllm(checkpoint, weights, grids)
-            return _once(store, checkpoint, "vllm", weights, calibration, build, grids)
+            return sealed_once(store, checkpoint, "vllm", weights, calibration, build, grids)
         case "openvino":
-            exported = _exported(store, checkpoint)
+            exported = exported_graph(store, checkpoint)
             if weights.bits == 32:
                 return exported
             grids = _grids(store, checkpoint, engine, weights, calibration)
             build = _compress(exported, weights, calibration, grids)
-            return _once(store, exported, "openvino", weights, calibration, build, grids)
+            return sealed_once(store, exported, "openvino", weights, calibration, build, grids)
         case "onnxruntime":
             grids = _grids(store, checkpoint, engine, weights, calibration)
             # Ranges and static scales are all that this path reads of the text itself.
             texts = calibration if integer_cache or weights.activations == "int8_static" else ()
             build = _onnx(checkpoint, weights, texts, grids)
-            return _once(store, checkpoint, "onnxruntime", weights, texts, build, grids)
+            return sealed_once(store, checkpoint, "onnxruntime", weights, texts, build, grids)
         case _:
             raise CompressionError(
                 f"engine {engine} serves no {weights.label} weights made here; use openvino or onnxruntime"
@@ -180,31 +175,6 @@ def _rounded(
     return remembered("grids", recipe, _round(checkpoint, importance.folder, weights, eight_group))
 
 
-def _once(
-    store: Store,
-    parent: Artifact,
-    kind: ArtifactKind,
-    weights: WeightSettings,
-    calibration: Sequence[str],
-    build: Callable[[Path], None],
-    grids: Artifact | None = None,
-) -> Artifact:
-    reads = kind == "onnxruntime" or weights.calibration != "none" or weights.activations == "int8_static"
-    data = {"calibration": digest_of(list(calibration))} if reads and calibration else {}
-    if grids is not None:
-        data["grids"] = grids.digest
-    recipe = {"engine": kind, "weights": weights.model_dump(mode="json")}
-    libraries = library_versions(*LIBRARIES[kind])
-    key = digest_of([parent.digest, recipe, data, libraries, code_digest("tasks/compression")])
-    artifact, _ = store.once_artifact(
-        f"build-{key}",
-        lambda: store.seal(
-            build, kind=kind, parent=parent.digest, recipe=recipe, data=data, libraries=libraries
-        ),
-    )
-    return artifact
-
-
 def _importance(checkpoint: Artifact, texts: Sequence[str]) -> Callable[[Path], None]:
     def build(out: Path) -> None:
         from tasks.compression.grids import write_importance
@@ -223,44 +193,6 @@ def _round(
         write_grids_of(checkpoint, importance, weights, out, eight_group=eight_group)
 
     return build
-
-
-def _exported(store: Store, checkpoint: Artifact) -> Artifact:
-    """The f32 graph of a checkpoint; the first of its shape is what later ones of that shape are made from."""
-    from tasks.compression.openvino_exchange import shape_digest
-
-    shape = shape_digest(checkpoint)
-    code = code_digest("tasks/compression")
-    key = f"graph-{digest_of([shape, library_versions(*LIBRARIES['openvino']), code])}"
-    known = store.recall(key, ArtifactRef) if shape is not None else None
-    build = _export_openvino(store, checkpoint, known)
-    exported = _once(store, checkpoint, "openvino", WeightSettings(), (), build)
-    if shape is not None and known is None:
-        store.remember(key, ArtifactRef(artifact=exported.digest))
-    return exported
-
-
-def _export_openvino(
-    store: Store, checkpoint: Artifact, same_shape: ArtifactRef | None
-) -> Callable[[Path], None]:
-    def build(out: Path) -> None:
-        from tasks.compression.openvino import export_openvino
-        from tasks.compression.openvino_exchange import exchange_weights
-
-        earlier = _with_parent(store, same_shape) if same_shape is not None else None
-        if earlier is None or not exchange_weights(*earlier, checkpoint, out):
-            export_openvino(checkpoint, out)
-
-    return build
-
-
-def _with_parent(store: Store, known: ArtifactRef) -> tuple[Artifact, Artifact] | None:
-    """A remembered artifact and the one it was made from; None where either is gone or damaged: it is built without them."""
-    try:
-        artifact = store.open(known.artifact)
-        return artifact, store.open(artifact.manifest.parent or "")
-    except (DamagedArtifact, MissingArtifact):
-        return None
 
 
 def _compress(

@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 
 from configs.engine import EngineName
 from configs.weights import WeightSettings
+from tasks.compression.openvino_graph import was_exchanged
 from tasks.models.checkpoint import read_architecture
 from tasks.models.errors import ModelSourceError
 from tasks.profiling.build_memory import (
     BuildPhase,
     build_phases,
     candidate_phases,
+    exchanged_phases,
     peak_bytes,
     text_tokens,
 )
@@ -98,6 +100,8 @@ def measured_build(
             store.remember(f"found-{asked}", ArtifactRef(artifact=artifact.digest))
             return artifact
         phases_of = candidate_phases if len(made) > 1 else build_phases
+        if (len(made) > 1 or weights.bits == 32) and was_exchanged(store, checkpoint):
+            phases_of = exchanged_phases
         cost = BuildCost(
             artifact=artifact.digest,
             seconds=seconds,

@@ -49,9 +49,15 @@ def round_layer(
     back_K = torch.argsort(order_K)
     factor_KK = _inverse_factor(hessian_KK[order_K][:, order_K])
     of_column = order_K // group
-    codes_NK = _feed_forward(
-        weight_NK[:, order_K].clone(), factor_KK, scales_NG[:, of_column], zeros_NG[:, of_column], 2**bits - 1
-    )[:, back_K]
+    codes_KN = _feed_forward(
+        weight_NK.T[order_K],
+        factor_KK,
+        scales_NG.T.contiguous(),
+        zeros_NG.T.contiguous(),
+        of_column,
+        2**bits - 1,
+    )
+    codes_NK = codes_KN[back_K].T.contiguous()
     return _grid(codes_NK, scales_NG, None if symmetric else zeros_NG, bits)
 
 
@@ -106,7 +112,7 @@ def _fit_scales(
     top, middle = 2**bits - 1, 2.0 ** (bits - 1)
     low, high = weight_NGg.amin(-1).clamp(max=0), weight_NGg.amax(-1).clamp(min=0)
     reach = torch.maximum(-low, high)
-    least = torch.full_like(low, torch.inf)
+    least, root_Gg = torch.full_like(low, torch.inf), importance_Gg.sqrt()
     best_scale, best_zero = torch.ones_like(low), torch.full_like(low, middle)
     for step in range(_RANGES):
         share = 1 - (1 - _SMALLEST_RANGE) * step / _RANGES
@@ -115,13 +121,9 @@ def _fit_scales(
             scale = scale.half().float()
             scale = torch.where(scale.abs() < _SMALLEST_SCALE, torch.full_like(scale, _SMALLEST_SCALE), scale)
             zero = torch.full_like(low, middle) if symmetric else (-low * share / scale).round().clamp(0, top)
-            codes = (weight_NGg / scale[..., None] + zero[..., None]).round_().clamp_(0, top)
-            error = (
-                ((codes - zero[..., None]) * scale[..., None] - weight_NGg)
-                .square_()
-                .mul_(importance_Gg)
-                .sum(-1)
-            )
+            exact = torch.addcdiv(zero[..., None], weight_NGg, scale[..., None])
+            off = exact.round().clamp_(0, top).sub_(exact).mul_(root_Gg)
+            error = torch.linalg.vector_norm(off, dim=-1).mul_(scale.abs())
             better = error < least
             least = torch.where(better, error, least)
             best_scale, best_zero = (
@@ -147,20 +149,23 @@ def _inverse_factor(hessian_KK: Tensor) -> Tensor:
 
 
 def _feed_forward(
-    weight_NK: Tensor, factor_KK: Tensor, scales_NK: Tensor, zeros_NK: Tensor, top: int
+    weight_KN: Tensor, factor_KK: Tensor, scales_GN: Tensor, zeros_GN: Tensor, group_K: Tensor, top: int
 ) -> Tensor:
-    """Codes of every column, shape (N, K); `weight_NK` is used up."""
-    codes_NK = torch.empty_like(weight_NK)
-    inputs = weight_NK.shape[1]
+    """Codes of every column, shape (K, N): a column of the layer is a row here, whose values lie side by side.
+
+    `weight_KN` is used up.
+    """
+    codes_KN, group_of = torch.empty_like(weight_KN), group_K.tolist()
+    inputs, outputs = weight_KN.shape
     for first in range(0, inputs, _BLOCK_COLUMNS):
         last = min(first + _BLOCK_COLUMNS, inputs)
-        errors = torch.empty(weight_NK.shape[0], last - first)
+        errors = torch.empty(last - first, outputs)
         for column in range(first, last):
-            weight, scale, zero = weight_NK[:, column], scales_NK[:, column], zeros_NK[:, column]
-            codes = (weight / scale + zero).round_().clamp_(0, top)
-            codes_NK[:, column] = codes
-            error = (weight - (codes - zero) * scale) / factor_KK[column, column]
-            errors[:, column - first] = error
-            weight_NK[:, column:last] -= error[:, None] * factor_KK[column, column:last]
-        weight_NK[:, last:] -= errors @ factor_KK[first:last, last:]
-    return codes_NK
+            group, weight = group_of[column], weight_KN[column]
+            scale, zero = scales_GN[group], zeros_GN[group]
+            codes = torch.div(weight, scale, out=codes_KN[column]).add_(zero).round_().clamp_(0, top)
+            error = torch.sub(weight, (codes - zero).mul_(scale), out=errors[column - first])
+            error.div_(factor_KK[column, column])
+            weight_KN[column:last].addr_(factor_KK[column, column:last], error, alpha=-1)
+        weight_KN[last:].addmm_(factor_KK[first:last, last:].T, errors, alpha=-1)
+    return codes_KN

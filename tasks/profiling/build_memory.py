@@ -4,6 +4,7 @@ A build reads full-precision weights from a mapped file, whose pages count as re
 them; and needs a working copy of some. Which, depends on the library:
 
     OpenVINO export     traces the checkpoint: the weights stay in the mapped file, the traced graph grows with the layers
+    OpenVINO exchange   puts other weights into a graph of the same shape: one tensor at a time, mapped and read
     OpenVINO statistics (calibrated formats) runs the exported model: the mapped file, the plugin's packed copy of it, its table in f32
     GPTQ importance     (either engine) the checkpoint, its linear layers in bf16, and what a backward pass over four texts keeps
     GPTQ grids          the checkpoint, its changed layers (a written page of a mapped file is a copy), a byte a rounded weight
@@ -50,7 +51,7 @@ _BACKWARD_TEXTS = 4
 MAX_CALIBRATION_TOKENS = 256  # of each calibration text that is fed
 _CHARACTERS_A_TOKEN = 4  # of English prose
 
-PhaseName = Literal["export", "statistics", "importance", "grids", "compress", "round"]
+PhaseName = Literal["export", "exchange", "statistics", "importance", "grids", "compress", "round"]
 
 
 class BuildPhase(Record):
@@ -132,6 +133,18 @@ def candidate_phases(
     return own
 
 
+def exchanged_phases(
+    architecture: Architecture,
+    engine: EngineName,
+    weights: WeightSettings,
+    *,
+    calibration_tokens: int = MAX_CALIBRATION_TOKENS,
+) -> tuple[BuildPhase, ...]:
+    """`candidate_phases` where a graph of the same shape is there and only gets other weights: nothing is traced."""
+    phases = candidate_phases(architecture, engine, weights, calibration_tokens=calibration_tokens)
+    return (_exchanged(architecture), *(phase for phase in phases if phase.name != "export"))
+
+
 def text_tokens(texts: Sequence[str]) -> int:
     """About the tokens that the longest of some calibration texts is fed as."""
     longest = max((len(text) for text in texts), default=0)
@@ -156,6 +169,13 @@ def _traced(architecture: Architecture) -> BuildPhase:
         copies=0 if architecture.dtype == "F32" else 4 * architecture.parameters,
         runtime=_TRACING_BYTES + architecture.layers * _TRACED_LAYER_BYTES,
     )
+
+
+def _exchanged(architecture: Architecture) -> BuildPhase:
+    """One tensor at a time: its pages of the mapped file, and the numbers that are compared or written."""
+    widest = max(matrix.outputs * matrix.inputs for matrix in linear_matrices(architecture))
+    largest = 4 * max(widest, architecture.vocabulary * architecture.hidden)
+    return _phase("exchange", source=largest, copies=largest, runtime=0)
 
 
 def _statistics(architecture: Architecture, tokens: int) -> BuildPhase:

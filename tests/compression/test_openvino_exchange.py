@@ -13,6 +13,7 @@ from configs.weights import WeightSettings
 from tasks.compression import openvino as export_module
 from tasks.compression.build import build_artifact
 from tasks.compression.openvino_exchange import shape_digest
+from tasks.compression.openvino_graph import was_exchanged
 from tasks.compression.openvino_matrices import MODEL_BIN, MODEL_XML
 from tasks.store.artifact import Artifact
 from tasks.store.store import Store
@@ -62,6 +63,7 @@ def test_a_second_checkpoint_of_the_same_shape_gives_the_graph_that_tracing_give
     build_artifact(store, first, "openvino", WeightSettings(), ())
     exchanged = build_artifact(store, second, "openvino", WeightSettings(), ())
     assert exports == [first.digest]
+    assert (was_exchanged(store, first), was_exchanged(store, second)) == (False, True)
     assert exchanged.manifest.parent == second.digest
     elsewhere = Store(tmp_path / "elsewhere")
     copied = elsewhere.seal(
@@ -82,6 +84,7 @@ def test_where_two_tensors_are_equal_the_checkpoint_is_traced(
     for seed in (1, 2):
         made = checkpoint(store, tmp_path / str(seed), seed, norms=False)
         build_artifact(store, made, "openvino", WeightSettings(), ())
+        assert not was_exchanged(store, made)
     assert len(exports) == 2
 
 

@@ -4,7 +4,13 @@ import pytest
 
 from configs.weights import WeightSettings
 from tasks.models.checkpoint import Architecture
-from tasks.profiling.build_memory import build_phases, candidate_phases, peak_bytes, text_tokens
+from tasks.profiling.build_memory import (
+    build_phases,
+    candidate_phases,
+    exchanged_phases,
+    peak_bytes,
+    text_tokens,
+)
 
 MIB = 2**20
 DEEP = Architecture(
@@ -57,6 +63,13 @@ def test_a_candidate_counts_the_export_that_it_is_made_from():
     )
     assert build_phases(DEEP, "transformers", WeightSettings()) == ()
     assert peak_bytes(()) == 0
+
+
+def test_a_graph_with_other_weights_is_not_traced():
+    phases = exchanged_phases(DEEP, "openvino", INT8)
+    assert [phase.name for phase in phases] == ["exchange", "compress"]
+    assert peak_bytes(phases) / MIB == pytest.approx(646, rel=0.25)  # the demo's adapted model
+    assert [phase.name for phase in exchanged_phases(DEEP, "openvino", WeightSettings())] == ["exchange"]
 
 
 @pytest.mark.parametrize("engine", SERVED)
