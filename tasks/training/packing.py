@@ -9,14 +9,14 @@ masked target.
 
 A document that fits into a sequence stands whole in one: cut ones teach answers without their questions
 (Ding et al., Fewer Truncations Improve Language Modeling, ICML 2024, arXiv:2404.10830). Where the next one does not fit, the
-longest of the next LOOK_AHEAD that does goes first; where none does, the beginning of the next one fills the
-sequence, and the whole of it comes again in the following one.
+longest of the next LOOK_AHEAD that does goes first; where none does, the beginning of one whose turn comes last, or not at all in a
+short training, fills the sequence.
 """
 
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
 from tasks.training.error import TrainingError
@@ -113,7 +113,9 @@ def _documents(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
 
 def _sequences(documents: list[list[int]], length: int, rng: random.Random) -> Iterator[_Row]:
     """Sequences of `length` tokens without end: the documents in a new random order in each pass."""
-    coming = _passes(documents, rng)
+    order = list(documents)
+    rng.shuffle(order)
+    fillers, coming = cycle(order[::-1]), _passes(order, rng)
     ahead = [next(coming) for _ in range(min(LOOK_AHEAD, len(documents)))]
     while True:
         row = _Row([], [])
@@ -123,18 +125,18 @@ def _sequences(documents: list[list[int]], length: int, rng: random.Random) -> I
                 chosen = 0 if fitting[0] == 0 else max(fitting, key=lambda index: len(ahead[index]))
                 row.add(ahead.pop(chosen))
                 ahead.append(next(coming))
-                continue
-            row.add(ahead[0][:room])
-            if (
+            elif (
                 len(ahead[0]) > length
             ):  # it fits nowhere: its last target here is its first input in the next one
+                row.add(ahead[0][:room])
                 ahead[0] = ahead[0][room - 1 :]
+            else:
+                row.add(next(fillers)[:room])
         yield row
 
 
-def _passes(documents: list[list[int]], rng: random.Random) -> Iterator[list[int]]:
-    order = list(documents)
+def _passes(order: list[list[int]], rng: random.Random) -> Iterator[list[int]]:
+    order = list(order)
     while True:
+        yield from map(list, order)
         rng.shuffle(order)
-        for ids in order:
-            yield list(ids)

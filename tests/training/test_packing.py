@@ -18,7 +18,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_fits_stands_whole_with_one_eos_before_it(folder: Path) -> None:
-    """Each document once whole in a pass; what fills a sequence is the beginning of one that comes again."""
+    """Each document once whole in a pass; what fills a sequence is the beginning of one whose turn comes late."""
     tokenizer = load_tokenizer(folder)
     longest = max(len(tokenizer(text)["input_ids"]) + 1 for text in TEXTS)
     text = pack(TEXTS, tokenizer, sequence_tokens=2 * longest + 7, count=12, seed=1)
@@ -35,6 +35,22 @@ def test_what_fits_stands_whole_with_one_eos_before_it(folder: Path) -> None:
     assert len(set(whole[: len(TEXTS)])) > 0.9 * len(
         TEXTS
     )  # a pass, but for what was taken ahead of its turn
+
+
+def test_a_short_training_reads_nothing_twice(folder: Path) -> None:
+    texts = [
+        f"{a} {b} {c} the key is on the table in the {c}" for a in "abcdefgh" for b in "xyz" for c in "lmnop"
+    ]
+    text = pack(texts, load_tokenizer(folder), sequence_tokens=49, count=8, seed=1)
+
+    beginnings = [
+        tuple(part[:6].tolist())  # EOS and the three letters that no two texts share
+        for row, positions in zip(text.tokens, text.positions, strict=True)
+        for part in torch.tensor_split(row[:-1], (positions == 0).nonzero()[1:, 0])
+        if len(part) >= 6
+    ]
+    assert len(beginnings) > 20
+    assert len(set(beginnings)) == len(beginnings)
 
 
 def test_a_document_longer_than_a_sequence_goes_on_in_the_next(folder: Path) -> None:
