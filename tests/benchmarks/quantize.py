@@ -2,9 +2,11 @@
 
 Work: the demo model, 32 sections of the calibration text where a method reads text. OpenVINO formats start from the same f32 export
 and end with the same saved graph; by hand means `nncf.compress_weights` (`nncf.quantize`) or optimum-intel's configuration, with the
-same settings and text. Ours also rounds to nearest to see that a calibration changed something, reads back what it stored, and copies
-the tokenizer. Every build runs in a process of its own, libraries imported before the clock starts; sides take turns. The peak is the
-growth of resident memory over the build.
+same settings and text. Our own GPTQ starts from the checkpoint, and NNCF's stands beside it. ONNX graphs start from the checkpoint; by
+hand means onnxruntime-genai's builder, which leaves the embedding in f32 at 8 bits; it has no HQQ, so that its k_quant stands beside
+ours. Ours also rounds to nearest to see that a calibration changed something, reads back what it stored, and copies the tokenizer.
+Every build runs in a process of its own, libraries imported before the clock starts; sides take turns. The peak is the growth of resident
+memory over the build.
 
 METHODS names a few ("nf4,awq"), RUNS their number.
 """
@@ -42,6 +44,7 @@ OPENVINO = {
     "awq+scale_estimation": G64.model_copy(update={"calibration": "awq+scale_estimation"}),
     "lora_correction": G64.model_copy(update={"calibration": "lora_correction"}),
     "nncf_gptq": G64.model_copy(update={"calibration": "nncf_gptq"}),
+    "gptq": G64.model_copy(update={"calibration": "gptq"}),
     "int8 static": WeightSettings(bits=8, activations="int8_static", calibration_samples=SAMPLES),
 }
 
@@ -49,6 +52,8 @@ OPENVINO = {
 ONNX = {
     "onnx int8": WeightSettings(bits=8, group_size=64),
     "onnx int4": G64,
+    "onnx k_quant": G64.model_copy(update={"calibration": "k_quant"}),
+    "onnx hqq": G64.model_copy(update={"calibration": "hqq", "symmetric": False}),
 }
 METHODS = OPENVINO | ONNX
 
@@ -101,11 +106,7 @@ def _measured(
 
 def _one(side: str, name: str, folder: Path, parent: str) -> dict[str, float]:
     """Build once in this process."""
-    import nncf
-    import openvino  # noqa: F401
-    import optimum.intel  # noqa: F401
-
-    nncf.set_log_level(40)
+    _import_libraries()
     build = (OPENVINO_SIDES if name in OPENVINO else ONNX_SIDES)[side]
     artifact = Store(folder / "store").open(parent)
     texts = [section.text for section in split_text(TextSettings(), 0).calibration][:SAMPLES]
@@ -116,10 +117,33 @@ def _one(side: str, name: str, folder: Path, parent: str) -> dict[str, float]:
     return {"seconds": seconds, "peak_mib": peak.growth_bytes / 2**20}
 
 
+def _import_libraries() -> None:
+    import nncf
+    import onnxruntime_genai.models as models
+    import openvino  # noqa: F401
+    import optimum.intel  # noqa: F401
+
+    sys.path.append(str(Path(models.__file__).parent))  # its modules import each other by bare names
+    from onnxruntime_genai.models import builder  # noqa: F401
+
+    nncf.set_log_level(40)
+
+
 def _keiryo(ir: Artifact, weights: WeightSettings, texts: Sequence[str], out: Path) -> None:
+    from tasks.compression.grid import load_grids
+    from tasks.compression.grids import write_grids_of, write_importance
     from tasks.compression.openvino import compress_openvino
 
-    compress_openvino(ir, weights, texts, out)
+    if weights.calibration != "gptq":
+        compress_openvino(ir, weights, texts, out)
+        return
+    checkpoint = Store(ir.folder.parents[1]).open(ir.manifest.parent or "")
+    importance, rounded = out / "importance", out / "grids"
+    for folder in (importance, rounded):
+        folder.mkdir()
+    write_importance(checkpoint, texts, importance)
+    write_grids_of(checkpoint, importance, weights, rounded)
+    compress_openvino(ir, weights, texts, out, load_grids(rounded))
 
 
 def _nncf(ir: Artifact, weights: WeightSettings, texts: Sequence[str], out: Path) -> None:
@@ -143,7 +167,7 @@ def _nncf(ir: Artifact, weights: WeightSettings, texts: Sequence[str], out: Path
             model, mode=modes.NF4 if weights.number == "nf4" else modes.INT4_SYM, group_size=weights.group_size,
             ratio=1.0, backup_mode=nncf.BackupMode.INT8_SYM, awq="awq" in parts,
             scale_estimation="scale_estimation" in parts, lora_correction="lora_correction" in parts,
-            gptq=weights.calibration == "nncf_gptq", **read,
+            gptq="gptq" in weights.calibration, **read,
         )  # fmt: skip
     ov.save_model(model, out / "openvino_model.xml", compress_to_fp16=False)
 
@@ -161,7 +185,7 @@ def _optimum(ir: Artifact, weights: WeightSettings, texts: Sequence[str], out: P
             "group_size": weights.group_size, "ratio": 1.0, "backup_precision": "int8_sym",
             "dtype": "nf4" if weights.number == "nf4" else "int4", "quant_method": "awq" if "awq" in parts else "default",
             "scale_estimation": "scale_estimation" in parts, "lora_correction": "lora_correction" in parts,
-            "gptq": weights.calibration == "nncf_gptq",
+            "gptq": "gptq" in weights.calibration,
         } if weights.bits == 4 else {}  # fmt: skip
         config = OVWeightQuantizationConfig(
             bits=weights.bits,
@@ -192,8 +216,26 @@ def _keiryo_onnx(checkpoint: Artifact, weights: WeightSettings, texts: Sequence[
     build_onnx(checkpoint, weights, texts, out)
 
 
+def _builder(checkpoint: Artifact, weights: WeightSettings, texts: Sequence[str], out: Path) -> None:
+    """onnxruntime-genai's own weight formats; HQQ is not among them: its k_quant stands in."""
+    import contextlib
+
+    from onnxruntime_genai.models import builder
+
+    algorithm = {"k_quant": "k_quant", "hqq": "k_quant"}.get(weights.calibration, "default")
+    where = (
+        str(checkpoint.folder), str(checkpoint.folder), str(out), f"int{weights.bits}", "cpu", str(out / ".cache"),
+    )  # fmt: skip
+    settings = [
+        "hf_token=false", "hf_remote=false", f"block_size={weights.group_size}", f"algo_config={algorithm}",
+        f"is_symmetric={str(weights.symmetric).lower()}",
+    ]  # fmt: skip
+    with contextlib.redirect_stdout(sys.stderr):
+        builder.create_model(*where, **builder.parse_extra_options(*where, settings))
+
+
 OPENVINO_SIDES: dict[str, Build] = {"keiryo": _keiryo, "nncf by hand": _nncf, "optimum-intel": _optimum}
-ONNX_SIDES: dict[str, Build] = {"keiryo": _keiryo_onnx}  # a library by hand goes beside it
+ONNX_SIDES: dict[str, Build] = {"keiryo": _keiryo_onnx, "onnxruntime-genai's builder": _builder}
 
 
 if __name__ == "__main__":
