@@ -5,8 +5,8 @@ and end with the same saved graph; by hand means `nncf.compress_weights` (`nncf.
 same settings and text. Our own GPTQ starts from the checkpoint, and NNCF's stands beside it. ONNX graphs start from the checkpoint; by
 hand means onnxruntime-genai's builder, which leaves the embedding in f32 at 8 bits; it has no HQQ, so that its k_quant stands beside
 ours. Ours also rounds to nearest to see that a calibration changed something, reads back what it stored, and copies the tokenizer.
-Every build runs in a process of its own, libraries imported before the clock starts; sides take turns. The peak is the growth of resident
-memory over the build.
+Every build runs in a process of its own, libraries imported before the clock starts; sides take turns. The peak is the growth of
+resident memory over the build.
 
 METHODS names a few ("nf4,awq"), RUNS their number.
 """
