@@ -79,12 +79,13 @@ def grid_s(grid: Grid, options: Iterable[Option]) -> float:
 
 def best(grid: Grid) -> str:
     """What the stage would choose of the whole grid: the fastest whose screen is within the margins."""
-    within = [
-        row
-        for row in grid.values()
-        if row.nats <= MARGIN_NATS and row.perplexity_fraction <= MARGIN_PERPLEXITY
-    ]
-    return max(within, key=lambda row: mean_speed(row.decode, row.throughput)).name
+    return max(filter(_is_within, grid.values()), key=_speed).name
+
+
+def best_speed(grid: Grid, events: Sequence[Event], at_s: float) -> float:
+    """Speed of the fastest within the margins that was timed by then, over that of the whole grid's; 0 where none was."""
+    timed = (grid[each.step.option.name] for each in events if each.step.kind == "time" and each.at_s <= at_s)
+    return max(map(_speed, filter(_is_within, timed)), default=0.0) / _speed(grid[best(grid)])
 
 
 def found_s(events: Sequence[Event], name: str) -> float:
@@ -92,6 +93,14 @@ def found_s(events: Sequence[Event], name: str) -> float:
     return next(
         (each.at_s for each in events if each.step.kind == "time" and each.step.option.name == name), math.inf
     )
+
+
+def _is_within(row: GridRow) -> bool:
+    return row.nats <= MARGIN_NATS and row.perplexity_fraction <= MARGIN_PERPLEXITY
+
+
+def _speed(row: GridRow) -> float:
+    return mean_speed(row.decode, row.throughput)
 
 
 def areas(grid: Grid, events: Sequence[Event], at_s: float) -> tuple[float, float]:
@@ -107,8 +116,8 @@ def areas(grid: Grid, events: Sequence[Event], at_s: float) -> tuple[float, floa
 
 
 def _fast(rows: Sequence[GridRow], every: Sequence[GridRow]) -> list[tuple[float, float]]:
-    slowest = 0.9 * min(mean_speed(row.decode, row.throughput) for row in every)
-    return [(math.log(mean_speed(row.decode, row.throughput) / slowest), _near(row, every)) for row in rows]
+    slowest = 0.9 * min(map(_speed, every))
+    return [(math.log(_speed(row) / slowest), _near(row, every)) for row in rows]
 
 
 def _small(rows: Sequence[GridRow], every: Sequence[GridRow]) -> list[tuple[float, float]]:
