@@ -2,13 +2,14 @@
 
 Work: the demo model, 32 sections of the calibration text where a method reads text. OpenVINO formats start from the same f32 export
 and end with the same saved graph; by hand means `nncf.compress_weights` (`nncf.quantize`) or optimum-intel's configuration, with the
-same settings and text. Our own GPTQ starts from the checkpoint, and NNCF's stands beside it. ONNX graphs start from the checkpoint; by
+same settings and text. Our own GPTQ starts from the checkpoint; NNCF's is the row above it. ONNX graphs start from the checkpoint; by
 hand means onnxruntime-genai's builder, which leaves the embedding in f32 at 8 bits; it has no HQQ, so that its k_quant stands beside
 ours. Ours also rounds to nearest to see that a calibration changed something, reads back what it stored, and copies the tokenizer.
 Every build runs in a process of its own, libraries imported before the clock starts; sides take turns. The peak is the growth of
 resident memory over the build.
 
-METHODS names a few ("nf4,awq"), RUNS their number.
+METHODS names a few ("nf4,awq"), whose rows replace the earlier ones; RUNS is the number of builds. The files are
+written after each method.
 """
 
 import json
@@ -17,22 +18,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from configs.quality import TextSettings
 from configs.weights import WeightSettings
 from tasks.data.text import split_text
+from tasks.profiling.environment import environment
 from tasks.serving.memory_peak import MemoryPeak
 from tasks.store.artifact import Artifact
 from tasks.store.store import Store
-from tests.benchmarks.report_file import row, write
+from tests.benchmarks.report_file import FOLDER, row, write
 from tests.conftest import DEMO_MODEL
 
 SAMPLES = 32
 G64 = WeightSettings(bits=4, group_size=64, calibration_samples=SAMPLES)
 Build = Callable[[Artifact, WeightSettings, Sequence[str], Path], None]
+Figures = dict[str, list[dict[str, float]]]
+"""Seconds and MiB of every build of one method, by side."""
 
 # OpenVINO: the parent is the f32 export.
 OPENVINO = {
@@ -52,7 +56,7 @@ OPENVINO = {
 ONNX = {
     "onnx int8": WeightSettings(bits=8, group_size=64),
     "onnx int4": G64,
-    "onnx k_quant": G64.model_copy(update={"calibration": "k_quant"}),
+    "onnx k_quant": G64.model_copy(update={"calibration": "k_quant", "symmetric": False}),
     "onnx hqq": G64.model_copy(update={"calibration": "hqq", "symmetric": False}),
 }
 METHODS = OPENVINO | ONNX
@@ -62,23 +66,42 @@ def main() -> None:
     """Measure and write docs/bench/quantize.{json,md}."""
     names = [name for name in os.environ.get("METHODS", "").split(",") if name] or list(METHODS)
     runs = int(os.environ.get("RUNS", "3"))
+    figures = _known()
     with tempfile.TemporaryDirectory() as folder:
         parents = _parents(Path(folder))
-        rows, ratios = [], {}
         for name in names:
-            sides = OPENVINO_SIDES if name in OPENVINO else ONNX_SIDES
-            parent = parents["openvino" if name in OPENVINO else "onnxruntime"]
-            figures = _measured(name, list(sides), runs, Path(folder), parent)
-            for side, found in figures.items():
-                rows.append(row(side, name, "s", [each["seconds"] for each in found]))
-                rows.append(row(side, f"{name}, peak", "MiB", [each["peak_mib"] for each in found]))
-            for side in list(sides)[1:]:
-                pairs = zip(figures[side], figures["keiryo"], strict=True)
-                values = sorted(theirs["seconds"] / ours["seconds"] for theirs, ours in pairs)
-                ratios[f"{side} over keiryo, {name}, seconds (pairs: least to largest)"] = {
-                    "median": values[len(values) // 2], "ci_low": values[0], "ci_high": values[-1],
-                }  # fmt: skip
-    print(write("quantize", rows, ratios).read_text(encoding="utf-8"))
+            parent = parents["onnxruntime" if name in ONNX else "openvino"]
+            figures[name] = _measured(name, list(_sides(name)), runs, Path(folder), parent)
+            path = _write({each: figures[each] for each in METHODS if each in figures})
+    print(path.read_text(encoding="utf-8"))
+
+
+def _known() -> dict[str, Figures]:
+    """What earlier runs on this machine have measured: methods that are named replace theirs."""
+    path = FOLDER / "quantize.json"
+    document = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return document["figures"] if document.get("machine") == environment() else {}
+
+
+def _write(figures: Mapping[str, Figures]) -> Path:
+    rows, ratios = [], {}
+    for name, sides in figures.items():
+        for side, found in sides.items():
+            rows.append(row(side, name, "s", [each["seconds"] for each in found]))
+            rows.append(row(side, f"{name}, peak", "MiB", [each["peak_mib"] for each in found]))
+        for side in list(sides)[1:]:
+            pairs = zip(sides[side], sides["keiryo"], strict=True)
+            values = sorted(theirs["seconds"] / ours["seconds"] for theirs, ours in pairs)
+            ratios[f"{side} over keiryo, {name}, seconds (pairs: least to largest)"] = {
+                "median": values[len(values) // 2], "ci_low": values[0], "ci_high": values[-1],
+            }  # fmt: skip
+    return write("quantize", rows, ratios, {"figures": dict(figures)})
+
+
+def _sides(name: str) -> Mapping[str, Build]:
+    if name in ONNX:
+        return ONNX_SIDES
+    return {"keiryo": _keiryo} if name == "gptq" else OPENVINO_SIDES
 
 
 def _parents(folder: Path) -> dict[str, str]:
@@ -92,10 +115,8 @@ def _parents(folder: Path) -> dict[str, str]:
     return {"openvino": exported.digest, "onnxruntime": checkpoint.digest}
 
 
-def _measured(
-    name: str, sides: list[str], runs: int, folder: Path, parent: str
-) -> dict[str, list[dict[str, float]]]:
-    figures: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+def _measured(name: str, sides: list[str], runs: int, folder: Path, parent: str) -> Figures:
+    figures: Figures = {side: [] for side in sides}
     for number in range(runs):
         for side in sides if number % 2 == 0 else reversed(sides):
             command = [sys.executable, "-m", "tests.benchmarks.quantize", side, name, str(folder), parent]
@@ -107,7 +128,7 @@ def _measured(
 def _one(side: str, name: str, folder: Path, parent: str) -> dict[str, float]:
     """Build once in this process."""
     _import_libraries()
-    build = (OPENVINO_SIDES if name in OPENVINO else ONNX_SIDES)[side]
+    build = _sides(name)[side]
     artifact = Store(folder / "store").open(parent)
     texts = [section.text for section in split_text(TextSettings(), 0).calibration][:SAMPLES]
     with tempfile.TemporaryDirectory(dir=folder) as out, MemoryPeak() as peak:
