@@ -14,11 +14,12 @@ from tasks.engines.open import open_engine
 from tasks.engines.protocol import Engine
 from tasks.engines.streaming import StreamingEngine
 from tasks.engines.streaming_open import open_streaming
+from tasks.models.checkpoint import read_architecture
 from tasks.profiling.memory_budget import serving_budget
 from tasks.quality.tokenizer import TextTokenizer
 from tasks.release.alone import Served, ServeJob, served_alone
 from tasks.release.candidate import Candidate, Measurement, Memory
-from tasks.release.draft_memory import draft_budget
+from tasks.release.draft_memory import checkpoint_of, draft_budget
 from tasks.release.greedy import NEW_TOKENS, greedy_prompts, keep_continuations
 from tasks.release.machine import machine_digest
 from tasks.release.quiet import quiet
@@ -160,7 +161,9 @@ def measure_on(
 def _measurement(
     workspace: Workspace, candidate: Candidate, requests: RequestSettings, served: Served
 ) -> Measurement:
-    predicted = serving_budget(workspace.architecture, candidate.format, candidate.engine, requests)
+    # Its own checkpoint's shape: a student has fewer layers than the source.
+    checkpoint = checkpoint_of(workspace.store, workspace.store.open(candidate.artifact))
+    predicted = serving_budget(read_architecture(checkpoint), candidate.format, candidate.engine, requests)
     drafting = draft_budget(workspace.store, candidate, requests)
     memory = Memory(
         weights_mib=served.weights_bytes / MIB,

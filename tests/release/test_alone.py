@@ -8,14 +8,18 @@ from tiny_llama import tiny_llama
 from configs.engine import EngineSettings
 from configs.model import FolderSource, ModelSettings
 from configs.schema import Config
+from configs.weights import WeightSettings
 from tasks.engines.protocol import EngineError
+from tasks.models.checkpoint import read_architecture
+from tasks.profiling.memory_budget import serving_budget
 from tasks.release import alone
 from tasks.release.candidate import Candidate
 from tasks.release.greedy import continue_prompts, known_continuations
-from tasks.release.measuring import measure_candidate, open_candidate, source_candidate
+from tasks.release.measuring import make_candidate, measure_candidate, open_candidate, source_candidate
 from tasks.release.preparation import make_workspace
 from tasks.release.workspace import Workspace
 from tasks.store.errors import DamagedArtifact
+from tasks.training.layers import prune_layers
 
 ENGINE = EngineSettings(engine="openvino", scheduler={"cache_mib": 16})
 MIB = 2**20
@@ -64,6 +68,24 @@ def test_memory_is_that_of_the_candidate_whatever_this_process_holds(workspace, 
     again = alone.served_alone(workspace.store, jobs[0])
     assert again.peak_bytes / MIB == pytest.approx(peak_mib, abs=max(8.0, 0.15 * peak_mib))
     assert len(held) == 300 * MIB
+
+
+def test_a_model_of_fewer_layers_is_predicted_as_such(workspace, candidate):
+    source = workspace.source
+    shallow = workspace.store.seal(
+        lambda out: prune_layers(source, (0,), out),
+        kind="checkpoint",
+        parent=source.digest,
+        recipe={"layers": 1},
+    )
+    student = make_candidate(workspace, shallow, ENGINE, WeightSettings())
+    predicted_mib = [measure_candidate(workspace, each).memory.predicted_mib for each in (candidate, student)]
+    shapes = [workspace.architecture, read_architecture(shallow)]
+    requests = workspace.config.requests
+    assert predicted_mib == [
+        serving_budget(each, WeightSettings(), ENGINE, requests).total_bytes / MIB for each in shapes
+    ]
+    assert predicted_mib[1] < predicted_mib[0]
 
 
 def test_its_continuations_are_those_of_this_process(workspace, candidate):
