@@ -100,7 +100,8 @@ def measured_build(
             store.remember(f"found-{asked}", ArtifactRef(artifact=artifact.digest))
             return artifact
         phases_of = candidate_phases if len(made) > 1 else build_phases
-        if (len(made) > 1 or weights.bits == 32) and was_exchanged(store, checkpoint):
+        exported = engine == "openvino" and (len(made) > 1 or weights.bits == 32)
+        if exported and was_exchanged(store, checkpoint):
             phases_of = exchanged_phases
         cost = BuildCost(
             artifact=artifact.digest,
