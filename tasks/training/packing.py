@@ -125,9 +125,8 @@ def _sequences(documents: list[list[int]], length: int, rng: random.Random) -> I
                 chosen = 0 if fitting[0] == 0 else max(fitting, key=lambda index: len(ahead[index]))
                 row.add(ahead.pop(chosen))
                 ahead.append(next(coming))
-            elif (
-                len(ahead[0]) > length
-            ):  # it fits nowhere: its last target here is its first input in the next one
+            elif len(ahead[0]) > length:
+                # It fits nowhere: its last target here is its first input in the next one.
                 row.add(ahead[0][:room])
                 ahead[0] = ahead[0][room - 1 :]
             else:

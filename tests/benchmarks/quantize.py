@@ -3,10 +3,9 @@
 Work: the demo model, 32 sections of the calibration text where a method reads text. OpenVINO formats start from the same f32 export
 and end with the same saved graph; by hand means `nncf.compress_weights` (`nncf.quantize`) or optimum-intel's configuration, with the
 same settings and text. Our own GPTQ starts from the checkpoint; NNCF's is the row above it. ONNX graphs start from the checkpoint; by
-hand means onnxruntime-genai's builder, which leaves the embedding in f32 at 8 bits; it has no HQQ, so that its k_quant stands beside
-ours. Ours also rounds to nearest to see that a calibration changed something, reads back what it stored, and copies the tokenizer.
-Every build runs in a process of its own, libraries imported before the clock starts; sides take turns. The peak is the growth of
-resident memory over the build.
+hand means onnxruntime-genai's builder, which leaves the embedding in f32 at 8 bits and has no HQQ. Ours also rounds to nearest to see
+that a calibration changed something, reads back what it stored, and copies the tokenizer. Every build runs in a process of its own,
+libraries imported before the clock starts; sides take turns. The peak is the growth of resident memory over the build.
 
 METHODS names a few ("nf4,awq"), whose rows replace the earlier ones; RUNS is the number of builds. The files are
 written after each method.
@@ -63,6 +62,7 @@ ONNX = {
     "onnx hqq": G32.model_copy(update={"calibration": "hqq"}),
 }
 METHODS = OPENVINO | ONNX
+NO_PEER = ("gptq", "onnx hqq")  # NNCF's GPTQ is a method of its own above; the builder has no HQQ
 
 
 def main() -> None:
@@ -102,9 +102,8 @@ def _write(figures: Mapping[str, Figures]) -> Path:
 
 
 def _sides(name: str) -> Mapping[str, Build]:
-    if name in ONNX:
-        return ONNX_SIDES
-    return {"keiryo": _keiryo} if name == "gptq" else OPENVINO_SIDES
+    sides = ONNX_SIDES if name in ONNX else OPENVINO_SIDES
+    return {"keiryo": sides["keiryo"]} if name in NO_PEER else sides
 
 
 def _parents(folder: Path) -> dict[str, str]:
@@ -191,7 +190,7 @@ def _nncf(ir: Artifact, weights: WeightSettings, texts: Sequence[str], out: Path
             model, mode=modes.NF4 if weights.number == "nf4" else modes.INT4_SYM, group_size=weights.group_size,
             ratio=1.0, backup_mode=nncf.BackupMode.INT8_SYM, awq="awq" in parts,
             scale_estimation="scale_estimation" in parts, lora_correction="lora_correction" in parts,
-            gptq="gptq" in weights.calibration, **read,
+            gptq=weights.calibration == "nncf_gptq", **read,
         )  # fmt: skip
     ov.save_model(model, out / "openvino_model.xml", compress_to_fp16=False)
 
@@ -209,7 +208,7 @@ def _optimum(ir: Artifact, weights: WeightSettings, texts: Sequence[str], out: P
             "group_size": weights.group_size, "ratio": 1.0, "backup_precision": "int8_sym",
             "dtype": "nf4" if weights.number == "nf4" else "int4", "quant_method": "awq" if "awq" in parts else "default",
             "scale_estimation": "scale_estimation" in parts, "lora_correction": "lora_correction" in parts,
-            "gptq": "gptq" in weights.calibration,
+            "gptq": weights.calibration == "nncf_gptq",
         } if weights.bits == 4 else {}  # fmt: skip
         config = OVWeightQuantizationConfig(
             bits=weights.bits,
@@ -241,12 +240,12 @@ def _keiryo_onnx(checkpoint: Artifact, weights: WeightSettings, texts: Sequence[
 
 
 def _builder(checkpoint: Artifact, weights: WeightSettings, texts: Sequence[str], out: Path) -> None:
-    """onnxruntime-genai's own weight formats; HQQ is not among them: its k_quant stands in."""
+    """onnxruntime-genai's own weight formats."""
     import contextlib
 
     from onnxruntime_genai.models import builder
 
-    algorithm = {"k_quant": "k_quant", "hqq": "k_quant"}.get(weights.calibration, "default")
+    algorithm = "k_quant" if weights.calibration == "k_quant" else "default"
     where = (
         str(checkpoint.folder), str(checkpoint.folder), str(out), f"int{weights.bits}", "cpu", str(out / ".cache"),
     )  # fmt: skip
