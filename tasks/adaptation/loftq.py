@@ -41,7 +41,8 @@ def start_at_repair(model: Any, checkpoint: Path) -> Repair:
             continue
         stored = module.get_base_layer().weight
         residue_NK = (
-            weights[f"{name}.weight"].float() - bnb.dequantize_4bit(stored.data, stored.quant_state).float()
+            weights[f"{name}.weight"].float()
+            - bnb.dequantize_4bit(stored.data, stored.quant_state).float().cpu()
         )
         a_RK, b_NR = _low_rank(residue_NK / module.scaling["default"], module.r["default"])
         module.lora_A["default"].weight.copy_(a_RK)
@@ -57,7 +58,7 @@ def take_out_repair(model: Any, repair: Repair) -> None:
 
     for name, module in model.get_base_model().named_modules():
         if isinstance(module, LoraLayer):
-            a_RK, b_NR = repair[name]
+            a_RK, b_NR = (each.to(module.lora_A["default"].weight.device) for each in repair[name])
             _replace(module.lora_A, torch.cat([module.lora_A["default"].weight, a_RK]))
             _replace(module.lora_B, torch.cat([module.lora_B["default"].weight, -b_NR], dim=1))
     settings = model.peft_config["default"]

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from configs.training import LoraSettings, TrainingSettings
 from tasks.adaptation.loftq import start_at_repair, take_out_repair
 from tasks.models.checkpoint import read_architecture
-from tasks.serving.memory_peak import MemoryPeak
 from tasks.store.artifact import Artifact
 from tasks.training.checkpoint import (
     config_dtype,
@@ -26,8 +25,9 @@ from tasks.training.checkpoint import (
     load_tokenizer,
     save_checkpoint,
 )
+from tasks.training.device import training_memory
 from tasks.training.error import TrainingError
-from tasks.training.kernels import apply_kernels, check_kernels
+from tasks.training.kernels import check_kernels, with_kernels
 from tasks.training.log import TrainingLog
 from tasks.training.loop import train
 from tasks.training.losses import cross_entropy, mean_loss
@@ -75,14 +75,14 @@ def train_adapter(
     )
     saving = choose_saving(read_architecture(checkpoint), training, lora, max_mib)
     training = with_saving(training, saving)
-    with giving_back(saving), MemoryPeak() as memory:
+    with giving_back(saving), training_memory() as memory:
         model = with_adapter(checkpoint.folder, lora, training)
         repair = start_at_repair(model, checkpoint.folder) if lora.init == "loftq" else {}
-        model = apply_kernels(model, lora.kernels)
         if saving in RECOMPUTED:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         watched = pack_held_out(held_out, tokenizer, training.sequence_tokens)
-        log = train(model, text, training, _next_token_loss, scratch, memory, watched)
+        with with_kernels(model, lora.kernels) as model:
+            log = train(model, text, training, _next_token_loss, scratch, memory, watched)
     if repair:
         take_out_repair(model, repair)
     adapter = model.peft_config["default"]

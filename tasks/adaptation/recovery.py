@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from configs.training import TrainingSettings
 from configs.weights import WeightSettings
 from tasks.adaptation.rounding import check_roundable, straight_through
-from tasks.serving.memory_peak import MemoryPeak
 from tasks.store.artifact import Artifact
 from tasks.training.checkpoint import (
     config_dtype,
@@ -30,6 +29,7 @@ from tasks.training.checkpoint import (
     load_tokenizer,
     save_checkpoint,
 )
+from tasks.training.device import training_memory
 from tasks.training.error import TrainingError
 from tasks.training.log import TrainingLog
 from tasks.training.loop import train
@@ -106,7 +106,7 @@ def recover(
         training.steps * training.batch_sequences,
         training.seed,
     )
-    with MemoryPeak() as memory:
+    with training_memory() as memory:
         model = load_model(checkpoint.folder, torch.float32)
         layers = round_linear_layers(model, weights, eight_bit)
         log = train(model, text, training, _recovery_loss(layers), scratch, memory)

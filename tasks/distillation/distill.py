@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from configs.training import DistillSettings
-from tasks.serving.memory_peak import MemoryPeak
 from tasks.store.artifact import Artifact
 from tasks.training.checkpoint import (
     config_dtype,
@@ -26,6 +25,7 @@ from tasks.training.checkpoint import (
     load_tokenizer,
     save_checkpoint,
 )
+from tasks.training.device import training_device, training_memory
 from tasks.training.log import TrainingLog
 from tasks.training.loop import train
 from tasks.training.losses import distillation, mean_loss
@@ -66,10 +66,10 @@ def distill(
         training.steps * training.batch_sequences,
         training.seed,
     )
-    with MemoryPeak() as memory:
+    with training_memory() as memory:
         teacher_model = load_model(
             teacher.folder, torch.bfloat16 if training.autocast == "bf16" else torch.float32
-        )
+        ).to(training_device())
         student = load_model(student_start.folder, torch.float32)
         student.get_input_embeddings().requires_grad_(False)
         student.get_output_embeddings().requires_grad_(False)

@@ -14,10 +14,15 @@ _MODULES: dict[EngineName, str] = {
 }
 
 
-def import_engine(engine: EngineName) -> None:
-    """Import the engine's library ahead of a memory measurement: its code is not the candidate's."""
-    if engine in _MODULES:
-        importlib.import_module(_MODULES[engine])
+def import_engine(settings: EngineSettings) -> None:
+    """Import the engine's library ahead of a memory measurement: its code, or its context on a GPU, is not the candidate's."""
+    if settings.engine in _MODULES:
+        importlib.import_module(_MODULES[settings.engine])
+    if settings.engine == "transformers" and settings.device == "cuda":
+        import torch
+
+        if torch.cuda.is_available():
+            torch.zeros(1, device="cuda")
 
 
 def open_engine(

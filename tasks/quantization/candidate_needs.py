@@ -36,11 +36,19 @@ SECONDS_A_GIB = {
 
 
 class Limits(Record):
-    """What may be taken, MiB: memory the machine has left, memory a build may take (None: the same), free disk."""
+    """What may be taken, MiB.
+
+    Attributes:
+        memory_mib: memory the machine has left.
+        build_mib: memory a build may take; None: the same.
+        disk_mib: free disk.
+        gpu_mib: memory the GPU has left; None: there is none.
+    """
 
     memory_mib: float
     build_mib: float | None
     disk_mib: float
+    gpu_mib: float | None = None
 
 
 class CandidatePreflight(Record):
@@ -53,10 +61,12 @@ class CandidatePreflight(Record):
         activations_mib: intermediate values of the largest step.
         serving_mib: peak while it serves, for as long as it may, at the longest context that it is measured at.
         build_mib: peak while it is built, the export that it is made from included.
-        needed_mib: memory that must be free: the larger peak, over the libraries where they are still to be loaded.
+        needed_mib: memory that must be free: the larger peak, over the libraries where they are still to be loaded; what a GPU serves
+            takes that of the GPU.
         disk_mib: its artifact and the export that it is made from; 0 where the store has it.
         seconds: to build it.
         seconds_from: what says so: the store has the artifact, this machine has built it before, or the table of rates.
+        on_gpu: whether a GPU serves it.
         refused: why it cannot be taken, and what can be instead; None where it fits.
     """
 
@@ -70,6 +80,7 @@ class CandidatePreflight(Record):
     disk_mib: float
     seconds: float
     seconds_from: Literal["the store", "this machine", "rate table"]
+    on_gpu: bool = False
     refused: str | None = None
 
 
@@ -114,6 +125,7 @@ def predict(
     seconds = build_seconds(architecture, weights, engine)
     if known is not None:
         build, seconds = int(known.peak_mib * MIB), known.seconds
+    on_gpu = engine.device == "cuda"
     return CandidatePreflight(
         name=candidate_name(engine, weights),
         weights_mib=budget.weights_bytes / MIB,
@@ -121,10 +133,11 @@ def predict(
         activations_mib=budget.activations_bytes / MIB,
         serving_mib=serving / MIB,
         build_mib=build / MIB,
-        needed_mib=(max(serving, build) + LIBRARIES_BYTES[engine.engine]) / MIB,
+        needed_mib=(max(0 if on_gpu else serving, build) + LIBRARIES_BYTES[engine.engine]) / MIB,
         disk_mib=0 if stored else disk / MIB,
         seconds=0 if stored else seconds,
         seconds_from="the store" if stored else "rate table" if known is None else "this machine",
+        on_gpu=on_gpu,
     )
 
 
@@ -134,8 +147,11 @@ def over_limit(predicted: CandidatePreflight, limits: Limits) -> str | None:
         return (
             f"building it takes {predicted.build_mib:.0f} MiB, quantize.max_build_mib is {limits.build_mib:g}"
         )
+    if predicted.on_gpu and limits.gpu_mib is not None and predicted.serving_mib > limits.gpu_mib:
+        return f"serving it needs {predicted.serving_mib:.0f} MiB of the GPU's memory, {limits.gpu_mib:.0f} are free"
     if predicted.needed_mib > limits.memory_mib:
-        part = "serving" if predicted.serving_mib > predicted.build_mib else "building"
+        is_serving = predicted.serving_mib > predicted.build_mib and not predicted.on_gpu
+        part = "serving" if is_serving else "building"
         return (
             f"{part} it needs {predicted.needed_mib:.0f} MiB of memory, {limits.memory_mib:.0f} are available"
         )

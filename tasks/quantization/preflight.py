@@ -32,6 +32,7 @@ from tasks.quantization.candidate_needs import (
 from tasks.quantization.long_context import check_contexts
 from tasks.quantization.options import served
 from tasks.release.workspace import Workspace
+from tasks.serving.nvml import open_gpus
 from tasks.store.record import Record
 from tasks.store.store import Store
 
@@ -63,12 +64,14 @@ class Preflight(Record):
 
 
 def machine_limits(config: Config, store: Store) -> Limits:
-    """What this machine has left for each worker: the control group's limit or what is available, whichever is less; the disk."""
+    """What this machine has left for each worker: the control group's limit or what is available, whichever is less; GPU; disk."""
     memory = min(memory_limit_bytes(), int(psutil.virtual_memory().available))
     if config.quantize is not None and config.quantize.parallel.is_here:
         memory //= config.quantize.parallel.workers
+    gpus = open_gpus()
     return Limits(
         memory_mib=memory / MIB,
+        gpu_mib=(gpus[0].total_bytes() - gpus[0].used_bytes()) / MIB if gpus else None,
         build_mib=config.quantize.max_build_mib if config.quantize else None,
         disk_mib=shutil.disk_usage(store.home).free / MIB,
     )
@@ -178,7 +181,7 @@ def _options(
 ) -> Iterator[tuple[str, WeightSettings, EngineSettings]]:
     """Changes from the least to the furthest."""
     small = engine.model_copy(update={"scheduler": engine.scheduler.model_copy(update={"cache_mib": 64})})
-    if engine.engine == "openvino" and engine.scheduler.cache_mib > 64:
+    if engine.engine in ("openvino", "vllm") and engine.scheduler.cache_mib > 64:
         yield "quantize.scheduler.cache_mib: 64", weights, small
     plain = weights.model_copy(update={"calibration": "none", "activations": "float"})
     if plain != weights:

@@ -110,8 +110,8 @@ def serve(store: Store, job: ServeJob) -> Served:
     """
     artifact = store.open(job.artifact)
     draft = None if job.draft is None else store.open(job.draft)
-    import_engine(job.engine.engine)
-    with MemoryPeak() as peak:
+    import_engine(job.engine)
+    with MemoryPeak(gpu=job.engine.device == "cuda") as peak:
         began_s = time.perf_counter()
         with open_engine(
             artifact, job.engine, draft=draft, chunk_tokens=job.chunk_tokens, batch_tokens=job.batch_tokens

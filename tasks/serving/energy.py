@@ -4,26 +4,26 @@ RAPL counters are read from Linux's powercap tree (Documentation/power/powercap)
 the PLATYPUS attack (CVE-2020-8694) only root may read them. Virtual machines have none as a rule. What cannot be read is None, never 0.
 """
 
-import ctypes
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
+
+from tasks.serving.nvml import Gpu, open_gpus
 
 POWERCAP = Path("/sys/class/powercap")
-_NVML_OK = 0
 
 
 class EnergyMeter:
     """Adds up what the counters have counted since the meter was made."""
 
-    def __init__(self, counters: list["RaplCounter | NvmlCounter"]) -> None:
+    def __init__(self, counters: list["RaplCounter | GpuCounter"]) -> None:
         """Take the counters; without any the meter knows nothing."""
         self._counters = counters
 
     @classmethod
     def of_machine(cls, *, gpu: bool) -> Self:
         """The processors' packages, and with `gpu` the NVIDIA GPUs."""
-        return cls([*rapl_counters(), *(nvml_counters() if gpu else [])])
+        return cls([*rapl_counters(), *(gpu_counters(open_gpus()) if gpu else [])])
 
     def joules(self) -> float | None:
         """Energy since the meter was made; None where nothing counts."""
@@ -55,23 +55,20 @@ class RaplCounter:
         return self._total_uj / 1e6
 
 
-class NvmlCounter:
+class GpuCounter:
     """One GPU, Volta or newer."""
 
-    def __init__(self, library: Any, handle: Any) -> None:
-        """Take a device of an initialized NVML."""
-        self._library, self._handle = library, handle
-        self._first_mj = self._millijoules()
+    def __init__(self, gpu: Gpu) -> None:
+        """Start counting.
+
+        Raises:
+            OSError: it does not tell its energy.
+        """
+        self._gpu, self._first_j = gpu, gpu.joules()
 
     def joules(self) -> float:
         """Energy since it was opened."""
-        return (self._millijoules() - self._first_mj) / 1e3
-
-    def _millijoules(self) -> int:
-        value = ctypes.c_ulonglong()
-        if self._library.nvmlDeviceGetTotalEnergyConsumption(self._handle, ctypes.byref(value)) != _NVML_OK:
-            raise OSError("NVML does not tell the energy of this GPU")
-        return value.value
+        return self._gpu.joules() - self._first_j
 
 
 def rapl_counters(root: Path = POWERCAP) -> list[RaplCounter]:
@@ -89,22 +86,12 @@ def rapl_counters(root: Path = POWERCAP) -> list[RaplCounter]:
     return found
 
 
-def nvml_counters(load: Callable[[str], Any] = ctypes.CDLL) -> list[NvmlCounter]:
-    """The GPUs that tell their energy; none without the driver's library."""
-    try:
-        library = load("libnvidia-ml.so.1")
-    except OSError:
-        return []
-    count = ctypes.c_uint()
-    if library.nvmlInit_v2() != _NVML_OK or library.nvmlDeviceGetCount_v2(ctypes.byref(count)) != _NVML_OK:
-        return []
+def gpu_counters(gpus: Iterable[Gpu]) -> list[GpuCounter]:
+    """Those that tell their energy."""
     found = []
-    for index in range(count.value):
-        handle = ctypes.c_void_p()
-        if library.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)) != _NVML_OK:
-            continue
+    for gpu in gpus:
         try:
-            found.append(NvmlCounter(library, handle))
+            found.append(GpuCounter(gpu))
         except OSError:
             continue
     return found

@@ -1,9 +1,9 @@
-"""Peak memory of this process and its children, as growth of resident memory since a starting point.
+"""Peak memory of this process and its children, as growth since a starting point: resident memory, or, where a GPU computes, its own.
 
 A thread samples the resident size (`/proc/self/statm` behind psutil: microseconds, no page-table walk, so
 that measuring speed at the same time is not disturbed). Where Linux lets a process reset its own high-water
 mark, the kernel's exact peak is taken too, because a native call that holds the interpreter lock can hide a
-short peak from the thread.
+short peak from the thread. A GPU's memory is what NVML says of all GPUs and processes: let nothing else use them meanwhile.
 """
 
 import threading
@@ -15,6 +15,7 @@ from typing import Self
 import psutil
 
 from tasks.engines.freed_memory import return_freed_memory
+from tasks.serving.nvml import open_gpus
 
 _INTERVAL_S = 0.1
 _STATUS = Path("/proc/self/status")
@@ -28,7 +29,9 @@ class MemoryPeak:
     `growth_bytes` can be read at any time and stays after the end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, gpu: bool = False) -> None:
+        """With `gpu`: of the GPUs' memory. The CUDA context of this process should be there before, like the engine's library."""
+        self._gpus = open_gpus() if gpu else None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="memory-peak", daemon=True)
         self._start_bytes = 0
@@ -37,8 +40,8 @@ class MemoryPeak:
 
     def __enter__(self) -> Self:
         return_freed_memory()  # or a new engine would fill freed pages without growing anything
-        self._mark_is_ours = _reset_high_water_mark()
-        self._start_bytes = self._peak_bytes = _resident_bytes()
+        self._mark_is_ours = self._gpus is None and _reset_high_water_mark()
+        self._start_bytes = self._peak_bytes = self._held_bytes()
         self._thread.start()
         return self
 
@@ -51,7 +54,7 @@ class MemoryPeak:
 
     @property
     def growth_bytes(self) -> int:
-        """Largest growth of resident memory from the start until now, or until the end."""
+        """Largest growth from the start until now, or until the end."""
         if not self._stop.is_set():
             self._look()
         return self._peak_bytes - self._start_bytes
@@ -62,7 +65,12 @@ class MemoryPeak:
 
     def _look(self) -> None:
         mark = _high_water_mark_bytes() if self._mark_is_ours else 0
-        self._peak_bytes = max(self._peak_bytes, _resident_bytes(), mark)
+        self._peak_bytes = max(self._peak_bytes, self._held_bytes(), mark)
+
+    def _held_bytes(self) -> int:
+        if self._gpus is None:
+            return _resident_bytes()
+        return sum(gpu.used_bytes() for gpu in self._gpus)
 
 
 def _resident_bytes() -> int:

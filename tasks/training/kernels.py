@@ -1,7 +1,9 @@
 """Faster kernels for training, each refused where this machine cannot run it."""
 
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -33,8 +35,12 @@ def check_kernels(kernels: Kernels) -> None:
         )
 
 
-def apply_kernels(model: Any, kernels: Kernels) -> Any:
-    """The model with its layers on the kernels asked for.
+@contextmanager
+def with_kernels(model: Any, kernels: Kernels) -> Iterator[Any]:
+    """The model with its layers on the kernels asked for; it computes with them inside only.
+
+    Liger replaces classes and functions of the module that defines the model, for every model of the process: afterwards they are what
+    they were, or a later model on the processor would be made of layers that only a GPU can run. Unsloth's patches stay.
 
     Args:
         model: a causal language model of transformers, adapters added.
@@ -43,7 +49,17 @@ def apply_kernels(model: Any, kernels: Kernels) -> Any:
     apply: Callable[[Any], Any] = {"none": _none, "compile": _compile, "liger": _liger, "unsloth": _unsloth}[
         kernels
     ]
-    return apply(model)
+    modeling = sys.modules[type(_base(model)).__module__]
+    before = dict(vars(modeling))
+    try:
+        yield apply(model)
+    finally:
+        if kernels == "liger":
+            vars(modeling).update(before)
+
+
+def _base(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _none(model: Any) -> Any:
@@ -54,7 +70,8 @@ def _compile(model: Any) -> Any:
     """Each decoder layer for itself: alike, they share one compilation, which takes seconds, not minutes."""
     lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
     for layer in max(lists, key=len):
-        layer.compile(dynamic=False)
+        if layer._compiled_call_impl is None:  # not compiled by an earlier training
+            layer.compile(dynamic=False)
     return model
 
 
@@ -62,8 +79,7 @@ def _liger(model: Any) -> Any:
     """Liger's norms, rotary embedding and gated MLP (Hsu et al. 2024, arXiv:2410.10989); our loss is chunked already."""
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    _apply_liger_kernel_to_instance(model=base, fused_linear_cross_entropy=False, cross_entropy=False)
+    _apply_liger_kernel_to_instance(model=_base(model), fused_linear_cross_entropy=False, cross_entropy=False)
     return model
 
 

@@ -23,6 +23,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from configs.training import TrainingSettings
 from tasks.serving.memory_peak import MemoryPeak
+from tasks.training.device import training_device
 from tasks.training.error import TrainingError
 from tasks.training.held_out import HeldOut
 from tasks.training.log import TrainingLog
@@ -218,7 +219,7 @@ def _arguments(settings: TrainingSettings, scratch: Path) -> TrainingArguments:
         save_steps=settings.checkpoint_steps,
         save_total_limit=1,
         seed=settings.seed,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=training_device() == "cpu",
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         report_to="none",

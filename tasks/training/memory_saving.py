@@ -5,7 +5,7 @@ Nothing; giving freed memory back at once; computing activations again; optimize
 **Giving back.** glibc before 2.38 cannot put an aligned block into the hole that one of the same size left, so that intermediate
 results of a forward pass leave holes between those that are kept. LoRA on a model of 135M parameters, 4 x 256 tokens in float32, grew
 by 3,090 MiB where 1,900 were in use. Blocks above a threshold can be mapped one by one instead: what is freed is gone. Steps took a
-quarter (1 MiB) to a half (128 KiB, which leaves less) longer.
+quarter (1 MiB) to a half (128 KiB, which leaves less) longer. A GPU's memory is not glibc's: nothing to give back.
 
 **Computing again** keeps the input of every layer alone, and runs each layer's forward pass twice (Chen et al. 2016, arXiv:1604.06174).
 
@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from configs.training import LoraSettings, TrainingSettings
 from tasks.models.checkpoint import Architecture
 from tasks.profiling.training_memory import CHUNK_TOKENS, training_budget
+from tasks.training.device import training_device
 from tasks.training.error import TrainingError
 from tasks.training.log import Saving
 
@@ -100,6 +101,8 @@ def _ways() -> tuple[Saving, ...]:
 
 
 def _glibc() -> ctypes.CDLL | None:
-    """The C library, where it is glibc."""
+    """The C library, where it is glibc and holds what is trained."""
+    if training_device() == "cuda":
+        return None
     library = ctypes.CDLL(None)
     return library if hasattr(library, "gnu_get_libc_version") and hasattr(library, "mallopt") else None

@@ -27,7 +27,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
     with torch.no_grad():
-        return model.eval()(input_ids=IDS).logits
+        return model.eval()(input_ids=IDS.to(model.device)).logits.cpu()  # bitsandbytes loads onto a GPU
 
 
 def test_the_repair_brings_the_rounded_base_nearer_to_the_source(tiny: Artifact) -> None:

@@ -3,8 +3,8 @@
 Work: rank-16 LoRA on all linear layers of the demo model, chats of `instruct/sft_mix_train.jsonl` under the model's template, batches
 of 4 sequences of at most 256 tokens. Only real tokens count, padding does not. The peer pads its batches and leaves the rest to
 the defaults, float32 among them; once more with `bf16=True`. Ours computes in what `autocast: auto` decides here. Beside ours each
-optimization is taken out alone; what it contributes is the ratio. `compile` is put in, not out: it is an option. Blocks of STEPS
-steps, interleaved, ROUNDS times, the order turned round each time; the first round only warms up.
+optimization is taken out alone; what it contributes is the ratio. `compile`, and on a GPU `liger`, are put in, not out: they are
+options. Blocks of STEPS steps, interleaved, ROUNDS times, the order turned round each time; the first round only warms up.
 """
 
 import os
@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,10 @@ from tasks.data.training_rows import read_rows, training_texts
 from tasks.engines.arithmetic import multiply_rates
 from tasks.models.sources import acquire
 from tasks.release.autocast import F32_GAIN
-from tasks.serving.memory_peak import MemoryPeak
 from tasks.store.store import Store, store_home
 from tasks.training.checkpoint import head_weight, last_hidden, load_tokenizer
-from tasks.training.kernels import apply_kernels
+from tasks.training.device import training_memory
+from tasks.training.kernels import Kernels, with_kernels
 from tasks.training.loop import BatchLoss, train
 from tasks.training.losses import cross_entropy, mean_loss
 from tasks.training.packing import PackedText, pack
@@ -95,16 +96,26 @@ def _contestants(checkpoint: Path, texts: Sequence[str], scratch: Path) -> list[
     fast, slow = (F32, BF16) if rates.f32_gflops > F32_GAIN * rates.bf16_gflops else (BF16, F32)
     print(f"f32 multiplies at {rates.f32_gflops:.0f} GFLOPS, bf16 at {rates.bf16_gflops:.0f}", flush=True)
     ours, other = with_adapter(checkpoint, LORA, fast), with_adapter(checkpoint, LORA, slow)
-    compiled = apply_kernels(with_adapter(checkpoint, LORA, fast), "compile")
+    compiled = with_adapter(checkpoint, LORA, fast)
+    has_liger = torch.cuda.is_available() and find_spec("liger_kernel") is not None
+    liger = with_adapter(checkpoint, LORA, fast) if has_liger else None
 
     def block(
-        model: Any, text: PackedText, loss: BatchLoss, training: TrainingSettings = fast
+        model: Any,
+        text: PackedText,
+        loss: BatchLoss,
+        training: TrainingSettings = fast,
+        kernels: Kernels = "none",
     ) -> Callable[[int], float]:
         def run(first: int) -> float:
             rows = slice(first * SEQUENCES, (first + STEPS) * SEQUENCES)
             part = PackedText(text.tokens[rows], text.positions[rows])
-            with tempfile.TemporaryDirectory(dir=scratch) as folder, MemoryPeak() as memory:
-                log = train(model, part, training, loss, Path(folder), memory)
+            with (
+                tempfile.TemporaryDirectory(dir=scratch) as folder,
+                training_memory() as memory,
+                with_kernels(model, kernels) as ready,
+            ):
+                log = train(ready, part, training, loss, Path(folder), memory)
             return int((part.positions >= 0).sum()) / log.seconds
 
         return run
@@ -116,7 +127,12 @@ def _contestants(checkpoint: Path, texts: Sequence[str], scratch: Path) -> list[
         Contestant("ours without packing", block(ours, padded, chunked_loss)),
         Contestant(f"ours in {'bf16' if slow is BF16 else 'f32'}", block(other, packed, chunked_loss, slow)),
         Contestant("ours without the chunked loss", block(ours, packed, whole_loss)),
-        Contestant("ours with compile", block(compiled, packed, chunked_loss)),
+        Contestant("ours with compile", block(compiled, packed, chunked_loss, kernels="compile")),
+        *(
+            [Contestant("ours with liger", block(liger, packed, chunked_loss, kernels="liger"))]
+            if liger
+            else []
+        ),
     ]
 
 

@@ -3,8 +3,10 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from tasks.serving.energy import EnergyMeter, nvml_counters, rapl_counters
+from tasks.serving.energy import EnergyMeter, gpu_counters, rapl_counters
+from tasks.serving.nvml import open_gpus
 
 
 def zone(root, name, energy_uj, range_uj=1_000_000):
@@ -38,8 +40,41 @@ def absent(name):
     raise OSError(f"{name}: cannot open shared object file")
 
 
+def test_the_memory_of_a_gpu():
+    def one(pointer):
+        pointer._obj.value = 1
+        return 0
+
+    def info(handle, pointer):
+        pointer._obj.total, pointer._obj.used = 80 * 2**30, 3 * 2**30
+        return code
+
+    library = SimpleNamespace(
+        nvmlInit_v2=lambda: 0,
+        nvmlDeviceGetCount_v2=one,
+        nvmlDeviceGetHandleByIndex_v2=lambda index, pointer: 0,
+        nvmlDeviceGetMemoryInfo=info,
+    )
+    (gpu,) = open_gpus(lambda name: library)
+    code = 0
+    assert (gpu.used_bytes(), gpu.total_bytes()) == (3 * 2**30, 80 * 2**30)
+    code = 3
+    with pytest.raises(OSError, match="NVML does not tell the memory"):
+        gpu.used_bytes()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_real_gpu_counts():
+    meter = EnergyMeter.of_machine(gpu=True)
+    ones = torch.ones(8192, 8192, device="cuda")
+    for _ in range(50):
+        ones @ ones
+    torch.cuda.synchronize()
+    assert meter.joules() > 1
+
+
 def test_a_gpu_that_counts_and_one_that_does_not():
-    assert nvml_counters(absent) == []
+    assert open_gpus(absent) == []
     energy = {0: 5_000}
 
     def count(pointer):
@@ -61,7 +96,7 @@ def test_a_gpu_that_counts_and_one_that_does_not():
         nvmlDeviceGetHandleByIndex_v2=handle,
         nvmlDeviceGetTotalEnergyConsumption=total,
     )
-    counters = nvml_counters(lambda name: library)
+    counters = gpu_counters(open_gpus(lambda name: library))
     assert len(counters) == 1
     energy[0] = 7_500
     assert EnergyMeter(counters).joules() == pytest.approx(2.5)

@@ -5,7 +5,9 @@ import sys
 import time
 
 import pytest
+import torch
 
+from tasks.serving import memory_peak
 from tasks.serving.memory_peak import MemoryPeak
 
 MIB = 2**20
@@ -75,3 +77,30 @@ def test_a_forked_child_does_not_count_its_parents_pages_again():
     growth, held = map(int, done.stdout.split())
     assert held == 200 * MIB
     assert growth < 50 * MIB
+
+
+def test_with_a_gpu_it_is_the_gpus_memory(monkeypatch):
+    class Gpu:
+        def __init__(self, *used_mib):
+            self.used_mib = iter(used_mib)
+
+        def used_bytes(self):
+            self.last = next(self.used_mib, None) or self.last
+            return self.last * MIB
+
+    monkeypatch.setattr(memory_peak, "open_gpus", lambda: [Gpu(100, 700, 200), Gpu(50)])
+    with MemoryPeak(gpu=True) as peak:
+        kept = bytearray(900 * MIB)  # the processor's: not counted
+        time.sleep(0.5)
+    assert peak.growth_bytes == 600 * MIB
+    assert len(kept) == 900 * MIB
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_what_torch_takes_of_a_real_gpu_is_seen():
+    torch.zeros(1, device="cuda")
+    with MemoryPeak(gpu=True) as peak:
+        kept = torch.zeros(512, MIB, dtype=torch.uint8, device="cuda")
+        torch.cuda.synchronize()
+    assert 512 * MIB <= peak.growth_bytes <= 640 * MIB
+    assert kept.numel() == 512 * MIB

@@ -45,8 +45,9 @@ def run(
 
 
 def loss_on(model: torch.nn.Module, text: PackedText, settings: TrainingSettings = SETTINGS) -> float:
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=settings.autocast == "bf16"):
-        return batch_loss(model, text.tokens, text.positions).item()
+    device = model.device  # a GPU where there is one
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=settings.autocast == "bf16"):
+        return batch_loss(model, text.tokens.to(device), text.positions.to(device)).item()
 
 
 def test_looks_before_the_first_step_at_every_checkpoint_and_at_the_end(

@@ -12,7 +12,7 @@ from tiny_llama import TEXTS, tiny_llama
 from configs.training import LoraSettings, TrainingSettings
 from tasks.adaptation.lora import train_adapter
 from tasks.models.checkpoint import Architecture, read_architecture
-from tasks.training import memory_saving
+from tasks.training import device, loop, memory_saving
 from tasks.training.error import TrainingError
 from tasks.training.memory_saving import choose_saving, giving_back, predicted_mib
 
@@ -28,6 +28,13 @@ def architecture(tmp_path_factory: pytest.TempPathFactory) -> Architecture:
     return read_architecture(tiny_llama(tmp_path_factory.mktemp("tiny") / "m"))
 
 
+@pytest.fixture
+def on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (device, loop, memory_saving):
+        monkeypatch.setattr(module, "training_device", lambda: "cpu")
+
+
+@pytest.mark.usefixtures("on_the_processor")
 def test_the_fastest_way_that_fits(architecture: Architecture) -> None:
     def needs(saving: str) -> float:
         return predicted_mib(architecture, TRAINING, LORA, saving)  # type: ignore[arg-type]
@@ -54,6 +61,16 @@ def test_without_glibc_there_is_nothing_to_give_back(
         pass
 
 
+def test_on_a_gpu_there_is_nothing_to_give_back(
+    architecture: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_saving, "training_device", lambda: "cuda")
+    assert predicted_mib(architecture, TRAINING, LORA, "none") == predicted_mib(
+        architecture, TRAINING, LORA, "give_back"
+    )
+
+
+@pytest.mark.usefixtures("on_the_processor")
 def test_every_way_trains_the_same_adapter(tmp_path: Path) -> None:
     tiny = tiny_llama(tmp_path / "m", layers=2)
     shape = read_architecture(tiny)
