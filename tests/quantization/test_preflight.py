@@ -83,9 +83,9 @@ def test_what_a_gpu_serves_needs_the_gpus_memory(store):
     place = workspace(store, VLLM | {"device": "cuda"})
     assert refusals(place, AMPLE.model_copy(update={"memory_mib": 1400.0, "gpu_mib": 80_000.0})) == {}
     with pytest.raises(
-        ConfigError, match=r"MiB of the GPU.s memory, 800 are free; .*cache_mib: 64 would fit"
+        ConfigError, match=r"MiB of the GPU.s memory, 1600 are free; .*cache_mib: 64 would fit"
     ):
-        preflight(place, AMPLE.model_copy(update={"gpu_mib": 800.0}))
+        preflight(place, AMPLE.model_copy(update={"gpu_mib": 1600.0}))
 
 
 def test_where_nothing_fits_the_configuration_is_bad_input_in_one_line(store):
