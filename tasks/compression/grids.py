@@ -1,7 +1,8 @@
 """From a checkpoint to the grids of all its linear layers: GPTQ over the decoder, block by block, at 4 and 8 bits.
 
-A token's weight in a layer's Hessian is what the loss feels of it (`tasks.compression.fisher`); it depends on the checkpoint and
-the text alone and is shared by all formats. The error left in a layer, in the same unit, is its predicted share of the divergence: it
+A token's weight in a layer's Hessian is what the loss feels of it (`tasks.compression.fisher`), drawn towards the mean of all tokens,
+since few tokens of large weight would be fitted too closely. It depends on the checkpoint and the text alone and is shared by all
+formats. The error left in a layer, in the same unit, is its predicted share of the divergence: it
 says which layers are worth 8 bits (`tasks.compression.mixed_precision`).
 """
 
@@ -23,6 +24,7 @@ from tasks.compression.mixed_precision import ERRORS_FILE
 from tasks.store.artifact import Artifact
 
 SEQUENCE_TOKENS = 256
+_EVENED = 0.3  # share of the mean in a token's weight: docs/log.md
 IMPORTANCE_FILE = "importance.safetensors"
 
 
@@ -64,11 +66,12 @@ def write_grids_of(
     found = load_file(importance / IMPORTANCE_FILE)
     tokens_BT = found.pop("tokens")
     check_layers_exist("int8_layers", weights.int8_layers, found)
+    importance_of = {name: torch.lerp(each, each.mean(), _EVENED) for name, each in found.items()}
     model = load_model(checkpoint.folder, torch.float32)
     model.requires_grad_(False)
     grids: dict[str, Grid] = {}
     errors: dict[str, float] = {}
-    for block in walk_blocks(model, tokens_BT, found):
+    for block in walk_blocks(model, tokens_BT, importance_of):
         for name, module in block.linears.items():
             is_eight = weights.bits == 8 or name in weights.int8_layers
             grid = round_layer(

@@ -6,7 +6,7 @@ them; and needs a working copy of some. Which, depends on the library:
     OpenVINO export     traces the checkpoint: the weights stay in the mapped file, the traced graph grows with the layers
     OpenVINO exchange   puts other weights into a graph of the same shape: one tensor at a time, mapped and read
     OpenVINO statistics (calibrated formats) runs the exported model: the mapped file, the plugin's packed copy of it, its table in f32
-    GPTQ importance     (either engine) the checkpoint, its linear layers in bf16, and what a backward pass over four texts keeps
+    GPTQ importance     (either engine) the checkpoint, and what a backward pass over two texts keeps
     GPTQ grids          the checkpoint, its changed layers (a written page of a mapped file is a copy), a byte a rounded weight
     OpenVINO compress   the mapped file and the compressed weights; calibrated formats once more, rounded to nearest, to compare
     ONNX export         the mapped checkpoint, and the output head transposed
@@ -47,7 +47,7 @@ _ONNX_EXPORTING_BYTES = 115 * _MIB
 _ONNX_ROUNDING_BYTES = 25 * _MIB
 _TORCH_BYTES = 100 * _MIB
 _FITTING_COPIES = 8
-_BACKWARD_TEXTS = 4
+_BACKWARD_TEXTS = 2
 
 MAX_CALIBRATION_TOKENS = 256  # of each calibration text that is fed
 _CHARACTERS_A_TOKEN = 4  # of English prose
@@ -203,8 +203,8 @@ def _gptq(architecture: Architecture, tokens: int) -> tuple[BuildPhase, BuildPha
         _phase(
             "importance",
             source=stored,
-            copies=converted + 2 * linear,
-            activations=texts * (2 * kept + 4 * 4 * architecture.vocabulary),
+            copies=converted,
+            activations=texts * 4 * (kept + 4 * architecture.vocabulary),
             runtime=_TORCH_BYTES,
         ),
         _phase(
@@ -212,7 +212,7 @@ def _gptq(architecture: Architecture, tokens: int) -> tuple[BuildPhase, BuildPha
             source=stored,
             copies=converted or 4 * linear,
             result=linear,
-            activations=2 * 4 * texts * architecture.hidden,
+            activations=4 * 4 * texts * architecture.hidden,
             runtime=_TORCH_BYTES,
         ),
     )

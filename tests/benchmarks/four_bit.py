@@ -35,6 +35,7 @@ WINDOWS, WINDOW_TOKENS = int(os.environ.get("WINDOWS", "40")), 512
 SECTIONS = int(os.environ.get("SECTIONS", "64"))
 ENGINE = EngineSettings(engine="openvino", compute="f32", kv_cache="f32", threads=2)
 _GPTQ = {"bits": 4, "group_size": 64, "calibration": "gptq", "calibration_samples": SECTIONS}
+_WITHIN = _GPTQ | {"symmetric": False, "max_bytes_fraction": 0.18}
 _NNCF = {"bits": 4, "symmetric": False, "group_size": 64, "calibration": "awq+scale_estimation"}
 FORMATS = {
     "round to nearest, sym g64": WeightSettings(bits=4, group_size=64),
@@ -42,9 +43,8 @@ FORMATS = {
         _NNCF | {"int8_ratio": 0.2, "calibration_samples": SECTIONS}
     ),
     "gptq, sym g64": WeightSettings.model_validate(_GPTQ),
-    "gptq, asym g64, within 18 %": WeightSettings.model_validate(
-        _GPTQ | {"symmetric": False, "max_bytes_fraction": 0.18}
-    ),
+    "gptq, asym g64, within 18 %": WeightSettings.model_validate(_WITHIN),
+    "gptq, asym g32, within 18 %": WeightSettings.model_validate(_WITHIN | {"group_size": 32}),
 }
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from tasks.compression import gptq
 from tasks.compression.error import CompressionError
 from tasks.compression.gptq import round_layer, round_to_nearest
 from tasks.compression.grid import Grid, load_grids, save_grids
@@ -35,6 +36,19 @@ def test_output_error_is_far_below_that_of_rounding_to_nearest(layer, symmetric,
     assert _loss(fed_forward, weight_NK, hessian_KK) < 0.5 * _loss(nearest, weight_NK, hessian_KK)
     assert fed_forward.group_size == (64 if group_size == -1 else 16)
     assert (fed_forward.zeros is None) == symmetric
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_looking_at_every_column_again_loses_less(layer, symmetric, monkeypatch):
+    weight_NK, hessian_KK = layer
+    damped_KK = hessian_KK + gptq.DAMPING * hessian_KK.diagonal().mean() * torch.eye(64)
+    losses = []
+    for sweeps in range(5):
+        monkeypatch.setattr(gptq, "_SWEEPS", {4: sweeps})
+        grid = round_layer(weight_NK, hessian_KK, bits=4, symmetric=symmetric, group_size=16)
+        losses.append(_loss(grid, weight_NK, damped_KK))
+    assert losses == sorted(losses, reverse=True)
+    assert losses[2] < 0.95 * losses[0]
 
 
 def test_uncorrelated_inputs_are_rounded_to_nearest(layer):
