@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.compression.block_inputs import linear_layers
-from tasks.engines.arithmetic import multiply_rates
+from tasks.engines.freed_memory import return_freed_memory
 
 BATCH_SEQUENCES = 2
 
@@ -41,13 +41,12 @@ def token_importance(model: Any, tokens_BT: Tensor, seed: int) -> dict[str, Tens
         module.register_forward_hook(partial(watch, name)) for name, module in linear_layers(model).items()
     ]
     model.requires_grad_(False)
-    rates = multiply_rates()
     random = torch.Generator().manual_seed(seed)
     for batch in torch.split(tokens_BT, BATCH_SEQUENCES):
         embedded = model.get_input_embeddings()(batch).requires_grad_(True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=rates.bf16_gflops > rates.f32_gflops):
-            logits_NV = model(inputs_embeds=embedded, use_cache=False).logits.flatten(0, 1)
-        logits_NV.backward(_slope_of_drawn(logits_NV.detach().float(), random).to(logits_NV.dtype))
+        logits_NV = model(inputs_embeds=embedded, use_cache=False).logits.flatten(0, 1)
+        logits_NV.backward(_slope_of_drawn(logits_NV.detach(), random))
+        return_freed_memory()  # glibc fills few of the holes that a pass leaves: without, every batch takes a hundred MiB more
     for hook in hooks:
         hook.remove()
     return {name: torch.cat(parts) for name, parts in found.items()}
@@ -56,6 +55,7 @@ def token_importance(model: Any, tokens_BT: Tensor, seed: int) -> dict[str, Tens
 def _slope_of_drawn(logits_NV: Tensor, random: torch.Generator) -> Tensor:
     """Gradient of -log p(y) by the logits, one y drawn from each row's own p: p less 1 at y."""
     p_NV = logits_NV.softmax(-1)
-    # The sum of float32 may end below 1, hence the clamp; torch.multinomial draws V numbers for each y.
-    at_N1 = torch.searchsorted(p_NV.cumsum(-1), torch.rand(len(p_NV), 1, generator=random))
+    summed_NV = p_NV.cumsum(-1)  # torch.multinomial would draw V numbers for each y
+    drawn_N1 = torch.rand(len(p_NV), 1, generator=random) * summed_NV[:, -1:]  # float32 may not sum to 1
+    at_N1 = torch.searchsorted(summed_NV, drawn_N1, right=True)
     return p_NV.scatter_add_(1, at_N1.clamp_(max=p_NV.shape[1] - 1), torch.full((len(p_NV), 1), -1.0))

@@ -47,7 +47,8 @@ def round_layer(
     _check_finite(weight_NK, hessian_KK)
     hessian_KK = hessian_KK.clone()
     diagonal_K = hessian_KK.diagonal()
-    diagonal_K[diagonal_K == 0] = 1  # an input that is always 0: its weight does not matter
+    is_dead_K = diagonal_K == 0  # an input that is always 0: its weight does not matter
+    diagonal_K[is_dead_K] = 1.0 if is_dead_K.all() else diagonal_K[~is_dead_K].mean()
     scales_NG, zeros_NG = _fit_scales(
         weight_NK.reshape(outputs, -1, group), diagonal_K.reshape(-1, group), bits, symmetric
     )

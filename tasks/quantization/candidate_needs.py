@@ -42,7 +42,7 @@ class Limits(Record):
         memory_mib: memory the machine has left.
         build_mib: memory a build may take; None: the same.
         disk_mib: free disk.
-        gpu_mib: memory the GPU has left; None: there is none.
+        gpu_mib: memory the GPU has left; None: there is none, or no candidate wants one.
     """
 
     memory_mib: float

@@ -64,14 +64,16 @@ class Preflight(Record):
 
 
 def machine_limits(config: Config, store: Store) -> Limits:
-    """What this machine has left for each worker: the control group's limit or what is available, whichever is less; GPU; disk."""
+    """What this machine has left: memory for each worker, the control group's limit or what is available, whichever is less; disk.
+
+    A GPU is asked only where a candidate wants one: the first that NVML lists.
+    """
     memory = min(memory_limit_bytes(), int(psutil.virtual_memory().available))
-    if config.quantize is not None and config.quantize.parallel.is_here:
-        memory //= config.quantize.parallel.workers
-    gpus = open_gpus()
+    workers = config.quantize.parallel.workers if config.quantize and config.quantize.parallel.is_here else 1
+    gpus = open_gpus() if any(engine.device == "cuda" for _, engine in _declared(config)) else []
     return Limits(
-        memory_mib=memory / MIB,
-        gpu_mib=(gpus[0].total_bytes() - gpus[0].used_bytes()) / MIB if gpus else None,
+        memory_mib=memory // workers / MIB,
+        gpu_mib=gpus[0].free_bytes() // workers / MIB if gpus else None,
         build_mib=config.quantize.max_build_mib if config.quantize else None,
         disk_mib=shutil.disk_usage(store.home).free / MIB,
     )

@@ -136,7 +136,7 @@ def main(text: str) -> None:
     request = ServeRequest.model_validate_json(text)
     try:
         answer = ServeAnswer(served=serve(Store(request.store), request.job))
-    except (EngineError, StoreError, MemoryError, ValueError) as error:
+    except (EngineError, StoreError, MemoryError, OSError, ValueError) as error:
         answer = ServeAnswer(error=f"{type(error).__name__}: {' '.join(str(error).split())}")
     request.answer.write_text(answer.model_dump_json(), encoding="utf-8")
 

@@ -54,7 +54,15 @@ class MemoryPeak:
 
     @property
     def growth_bytes(self) -> int:
-        """Largest growth from the start until now, or until the end."""
+        """Largest growth from the start until now, or until the end.
+
+        Raises:
+            OSError: a GPU's memory was to be measured and NVML lists no GPU.
+        """
+        if self._gpus == []:
+            raise OSError(
+                "the memory of the GPU cannot be measured: NVML (libnvidia-ml.so.1, of the driver) lists none"
+            )
         if not self._stop.is_set():
             self._look()
         return self._peak_bytes - self._start_bytes

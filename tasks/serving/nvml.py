@@ -1,6 +1,6 @@
-"""NVIDIA's management library: what every GPU of this machine holds and has used, for all processes together.
+"""What the NVIDIA GPUs of this machine hold and have used, by all processes together, as NVML tells it.
 
-It comes with the driver and is asked through ctypes: a process that asks needs no CUDA context, which alone takes hundreds of MiB.
+NVML comes with the driver and is asked through ctypes: a process that asks needs no CUDA context, which alone takes hundreds of MiB.
 """
 
 import ctypes
@@ -41,13 +41,13 @@ class Gpu:
         """
         return int(self._memory().used)
 
-    def total_bytes(self) -> int:
-        """Memory of the device.
+    def free_bytes(self) -> int:
+        """Memory that is left.
 
         Raises:
             OSError: NVML does not tell.
         """
-        return int(self._memory().total)
+        return int(self._memory().free)
 
     def _memory(self) -> Any:
         memory = _Memory()

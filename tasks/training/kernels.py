@@ -37,7 +37,7 @@ def check_kernels(kernels: Kernels) -> None:
 
 @contextmanager
 def with_kernels(model: Any, kernels: Kernels) -> Iterator[Any]:
-    """The model with its layers on the kernels asked for; it computes with them inside only.
+    """The model with its layers on the kernels asked for; to be used inside only.
 
     Liger replaces classes and functions of the module that defines the model, for every model of the process: afterwards they are what
     they were, or a later model on the processor would be made of layers that only a GPU can run. Unsloth's patches stay.

@@ -1,8 +1,28 @@
 """The importance of tokens: labels are drawn from the model's own prediction."""
 
+import subprocess
+import sys
+
+import pytest
 import torch
 
 from tasks.compression.fisher import _slope_of_drawn
+from tasks.store.artifact import Artifact
+
+_PEAKS_MIB = """
+import sys
+import torch
+from tasks.compression.fisher import token_importance
+from tasks.serving.memory_peak import MemoryPeak
+from tasks.training.checkpoint import load_model
+
+torch.set_num_threads(2)
+model = load_model(sys.argv[1], torch.float32)
+for batches in (1, 5):
+    with MemoryPeak() as peak:
+        token_importance(model, torch.ones(2 * batches, 256, dtype=torch.long), seed=0)
+    print(peak.growth_bytes / 2**20)
+"""
 
 
 def test_labels_are_drawn_with_the_models_own_chances():
@@ -19,3 +39,14 @@ def test_a_slope_is_that_of_the_log_likelihood():
     slopes_NV = _slope_of_drawn(logits_NV.detach(), torch.Generator().manual_seed(2))
     (-logits_NV.log_softmax(-1)[torch.arange(64), slopes_NV.argmin(-1)].sum()).backward()
     torch.testing.assert_close(slopes_NV, logits_NV.grad)
+
+
+@pytest.mark.model
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read as Linux tells it")
+def test_a_long_text_takes_no_more_memory_than_a_short_one(demo_checkpoint: Artifact):
+    """In a process of its own, whose heap has no holes yet."""
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAKS_MIB, demo_checkpoint.folder], capture_output=True, text=True, check=True
+    )
+    short_mib, long_mib = map(float, done.stdout.split()[-2:])
+    assert long_mib < 1.15 * short_mib  # 1.4 times where holes are left

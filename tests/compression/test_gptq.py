@@ -62,6 +62,12 @@ def test_uncorrelated_inputs_are_rounded_to_nearest(layer):
 
 def test_an_input_that_is_always_zero_does_no_harm(layer):
     weight_NK, hessian_KK = layer
+    small_KK = 1e-6 * hessian_KK  # as weighted by importance
+    small_KK[5], small_KK[:, 5] = 0, 0
+    options = {"bits": 4, "symmetric": False, "group_size": 16}
+    beside = _loss(round_layer(weight_NK, small_KK, **options), weight_NK, small_KK)
+    alone = _loss(round_layer(weight_NK, 1e-6 * hessian_KK, **options), weight_NK, 1e-6 * hessian_KK)
+    assert beside < 1.3 * alone
     hessian_KK[5], hessian_KK[:, 5] = 0, 0
     assert np.isfinite(
         round_layer(weight_NK, hessian_KK, bits=4, symmetric=True, group_size=16).weights()

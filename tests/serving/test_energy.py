@@ -46,7 +46,7 @@ def test_the_memory_of_a_gpu():
         return 0
 
     def info(handle, pointer):
-        pointer._obj.total, pointer._obj.used = 80 * 2**30, 3 * 2**30
+        pointer._obj.free, pointer._obj.used = 77 * 2**30, 3 * 2**30
         return code
 
     library = SimpleNamespace(
@@ -57,7 +57,7 @@ def test_the_memory_of_a_gpu():
     )
     (gpu,) = open_gpus(lambda name: library)
     code = 0
-    assert (gpu.used_bytes(), gpu.total_bytes()) == (3 * 2**30, 80 * 2**30)
+    assert (gpu.used_bytes(), gpu.free_bytes()) == (3 * 2**30, 77 * 2**30)
     code = 3
     with pytest.raises(OSError, match="NVML does not tell the memory"):
         gpu.used_bytes()

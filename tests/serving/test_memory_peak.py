@@ -96,6 +96,12 @@ def test_with_a_gpu_it_is_the_gpus_memory(monkeypatch):
     assert len(kept) == 900 * MIB
 
 
+def test_a_gpu_that_cannot_be_asked_is_no_gpu_that_holds_nothing(monkeypatch):
+    monkeypatch.setattr(memory_peak, "open_gpus", list)
+    with MemoryPeak(gpu=True) as peak, pytest.raises(OSError, match=r"NVML .* lists none"):
+        _ = peak.growth_bytes
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_what_torch_takes_of_a_real_gpu_is_seen():
     torch.zeros(1, device="cuda")

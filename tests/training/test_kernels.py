@@ -1,5 +1,6 @@
 """Kernels: what this machine cannot run is refused by name; what it can run changes no number that matters."""
 
+import contextlib
 import importlib.util
 import shutil
 from pathlib import Path
@@ -11,8 +12,9 @@ from tiny_llama import TEXTS, tiny_llama
 from configs.training import LoraSettings, TrainingSettings
 from tasks.adaptation.lora import train_adapter
 from tasks.training import kernels
+from tasks.training.checkpoint import load_model
 from tasks.training.error import TrainingError
-from tasks.training.kernels import check_kernels
+from tasks.training.kernels import check_kernels, with_kernels
 
 
 @pytest.mark.parametrize("name", ["liger", "unsloth"])
@@ -28,6 +30,26 @@ def test_gpu_kernels_are_refused_without_a_gpu_and_without_their_package(
         check_kernels(name)
     monkeypatch.setattr(kernels, "find_spec", lambda package: importlib.util.find_spec("torch"))
     check_kernels(name)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_liger_replaces_is_put_back(
+    fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.llama import modeling_llama
+
+    def replacing(model: object) -> object:
+        monkeypatch.setattr(modeling_llama, "LlamaRMSNorm", torch.nn.Identity, raising=True)
+        return model
+
+    own = modeling_llama.LlamaRMSNorm
+    monkeypatch.setattr(kernels, "_liger", replacing)
+    model = load_model(tiny_llama(tmp_path / "m", layers=1).folder, torch.float32)
+    with contextlib.suppress(ZeroDivisionError), with_kernels(model, "liger"):
+        assert modeling_llama.LlamaRMSNorm is torch.nn.Identity
+        if fails:
+            raise ZeroDivisionError
+    assert modeling_llama.LlamaRMSNorm is own
 
 
 def test_compile_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
