@@ -13,6 +13,7 @@ of 64 tokens (512 before scaling), which the search may cache.
                                 its server starts with; where it is installed (`make vllm`)
     transformers, static batches  padded batches of 16 that end together, in the type that this machine multiplies faster; served once,
                                 at the lowest load, for its slowness
+    transformers, continuous    its own continuous batching over a paged cache, the same type and number of sequences; once a load
 
 Sides take turns inside every load. Ratios are over the paired runs of a load. llama.cpp is not measured; what is there is printed.
 
@@ -61,6 +62,7 @@ from tasks.serving.load_driver import LoadDriver, LoadRun
 from tasks.serving.load_measures import attainment, good_requests, summarize_runs
 from tasks.serving.workload import make_workload
 from tests.benchmarks.default_pipeline import DefaultPipeline
+from tests.benchmarks.paged_batches import PagedBatches
 from tests.benchmarks.report_file import FOLDER, row, write
 from tests.benchmarks.static_batches import StaticBatches
 from tests.conftest import DEMO_MODEL
@@ -68,7 +70,9 @@ from tests.conftest import DEMO_MODEL
 TRACE = Path(__file__).resolve().parents[3] / "shared" / "data" / "traces" / "azure2023_conv.csv"
 ROWS, REPEATS = int(os.environ.get("ROWS", "60")), int(os.environ.get("REPEATS", "3"))
 SCALES = tuple(float(scale) for scale in os.environ.get("SCALES", "0.6,0.8,1.0,1.3").split(","))
-RELEASE, DEFAULTS, STATIC = "keiryo", "openvino genai, defaults", "transformers, static batches"
+RELEASE, DEFAULTS = "keiryo", "openvino genai, defaults"
+STATIC, PAGED = "transformers, static batches", "transformers, continuous batching"
+ONCE = {STATIC: SCALES[:1], PAGED: SCALES}  # loads of those that are served once, for their slowness
 VLLM = "vllm, int8"
 SLO = SloSettings(ttft_ms=1000, itl_ms=50)
 TUNED_LOAD_RUNS = 1000  # runs of the sweep have lower numbers: other text
@@ -206,6 +210,7 @@ def _sweep(workspace: Workspace, tuned: Candidate) -> Runs:
             RELEASE: open_served(workspace, tuned, longest),
             DEFAULTS: _defaults(workspace, tuned, longest),
             STATIC: StaticBatches(TransformersEngine.open(store.open(source.artifact), settings)),
+            PAGED: PagedBatches(TransformersEngine.open(store.open(source.artifact), settings)),
         }
         if _has_vllm():
             packed = make_candidate(workspace, workspace.source, VLLM_ENGINE, VLLM_WEIGHTS)
@@ -221,7 +226,7 @@ def _sweep(workspace: Workspace, tuned: Candidate) -> Runs:
                 workload = make_workload(load, tokens, scale=scale, run=number)
                 forward = (number + SCALES.index(scale)) % 2 == 0
                 for name in list(drivers) if forward else reversed(list(drivers)):
-                    if name != STATIC or (number == 0 and scale == SCALES[0]):
+                    if name not in ONCE or (number == 0 and scale in ONCE[name]):
                         runs[name][scale].append(drivers[name].run(workload))
     return runs
 
@@ -264,7 +269,7 @@ def _ratios(runs: Runs) -> dict[str, dict[str, float]]:
     best = {
         name: [max(goodput(each[scale][number]) for scale in SCALES) for number in range(REPEATS)]
         for name, each in runs.items()
-        if name != STATIC
+        if name not in ONCE
     }
     for peer in (name for name in best if name != RELEASE):
         ratios[f"ours_over_{peer}_best load of each"] = _interval(
