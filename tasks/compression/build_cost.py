@@ -7,7 +7,7 @@ next preflight can use them.
 import importlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from configs.engine import EngineName
 from configs.weights import WeightSettings
@@ -16,6 +16,7 @@ from tasks.models.checkpoint import read_architecture
 from tasks.models.errors import ModelSourceError
 from tasks.profiling.build_memory import (
     BuildPhase,
+    PhaseName,
     build_phases,
     candidate_phases,
     exchanged_phases,
@@ -32,6 +33,7 @@ from tasks.store.store import ArtifactRef, Store
 logger = logging.getLogger(__name__)
 
 _MIB = 2**20
+_GPTQ_PHASES: tuple[PhaseName, ...] = ("importance", "grids")
 _BUILDERS: dict[EngineName, tuple[str, ...]] = {
     "openvino": ("torch", "transformers", "nncf", "openvino_tokenizers", "optimum.exporters.openvino"),
     "onnxruntime": ("torch", "transformers", "onnx_ir", "onnxruntime", "onnxruntime_genai"),
@@ -103,11 +105,15 @@ def measured_build(
         exported = engine == "openvino" and (len(made) > 1 or weights.bits == 32)
         if exported and was_exchanged(store, checkpoint):
             phases_of = exchanged_phases
+        grids = artifact.manifest.data.get("grids")
+        is_rounded_before = grids is not None and grids not in made
         cost = BuildCost(
             artifact=artifact.digest,
             seconds=seconds,
             peak_mib=peak.growth_bytes / _MIB,
-            predicted_mib=_predicted_mib(phases_of, checkpoint, engine, weights, calibration),
+            predicted_mib=_predicted_mib(
+                phases_of, checkpoint, engine, weights, calibration, _GPTQ_PHASES if is_rounded_before else ()
+            ),
         )
         store.remember(f"build-cost-{artifact.digest}", cost)
         store.remember(asked, cost)
@@ -170,6 +176,7 @@ def _predicted_mib(
     engine: EngineName,
     weights: WeightSettings,
     calibration: Sequence[str],
+    left_out: Collection[PhaseName],
 ) -> float | None:
     tokens = text_tokens(calibration[: weights.calibration_samples])
     try:
@@ -177,4 +184,4 @@ def _predicted_mib(
     except (ModelSourceError, ValueError) as error:
         logger.warning("the memory of building %s was not predicted: %s", weights.label, error)
         return None
-    return peak_bytes(phases) / _MIB
+    return peak_bytes(tuple(phase for phase in phases if phase.name not in left_out)) / _MIB

@@ -43,6 +43,32 @@ def test_a_build_is_measured_beside_its_prediction(store, checkpoint):
     assert build_metrics(None) == {}
 
 
+def test_grids_that_another_format_left_are_not_predicted_again(store, checkpoint, monkeypatch):
+    there = store.seal(lambda out: (out / "a").write_bytes(b"1"), kind="grid", parent=checkpoint.digest)
+    predicted = []
+    monkeypatch.setattr(module, "peak_bytes", lambda phases: predicted.append({p.name for p in phases}) or 0)
+    for group_size in (32, 64):
+        weights = WeightSettings(bits=4, group_size=group_size, calibration="gptq")
+
+        def build(size=group_size):
+            grids = there
+            if size == 32:
+                grids = store.seal(
+                    lambda out: (out / "b").write_bytes(b"2"), kind="grid", parent=checkpoint.digest
+                )
+            content = str(size).encode()
+            return store.seal(
+                lambda out: (out / "w").write_bytes(content),
+                kind="onnxruntime",
+                parent=checkpoint.digest,
+                data={"grids": grids.digest},
+            )
+
+        measured_build(store, checkpoint, "onnxruntime", weights, (), build)
+    assert predicted[0] - predicted[1] == {"importance", "grids"}
+    assert predicted[1]
+
+
 def test_an_artifact_that_is_there_keeps_the_figures_of_its_build(store, checkpoint):
     first = build(store, checkpoint, 96)
     cost = build_cost(store, first.digest)
