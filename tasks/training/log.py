@@ -19,8 +19,8 @@ class TrainingLog(Record):
         tokens_per_s: tokens of those steps over `seconds`.
         losses: training loss of each step, nats.
         learning_rates: learning rate of each step.
-        peak_mib: largest growth of resident memory, on a GPU of its own, from before the model was loaded to the end of the last
-            step.
+        peak_mib: largest growth of resident memory, or of the GPU's where one trains, from before the model was loaded to the end of
+            the last step.
         trainable_parameters: parameters that the optimizer moved.
         held_out_losses: loss on held-out text by the steps done before, nats; empty where there was none.
         kept_step: steps done at the state that was kept.

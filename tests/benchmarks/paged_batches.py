@@ -5,21 +5,17 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from tasks.engines.protocol import EngineError
 from tasks.engines.streaming import Progress, StreamRequest
 from tasks.engines.transformers_engine import TransformersEngine
+from tests.benchmarks.transformers_peer import TransformersPeer
 
 _BLOCK_TOKENS = 32
 _FIRST_S = 0.2
 
 
-class PagedBatches:
+class PagedBatches(TransformersPeer):
     """A step takes up to `scheduler.max_num_batched_tokens`, prompts in pieces; a token is out when it is in the manager's queue."""
 
-    samples = False
-    sequence_tokens = 2048
-
     def __init__(self, engine: TransformersEngine) -> None:
-        self.settings = engine.settings
-        self.slots = engine.settings.scheduler.max_num_seqs
-        self._engine = engine
+        super().__init__(engine)
         self._wanted: dict[int, int] = {}
         self._seen: dict[int, int] = {}
         self._manager = engine._model.init_continuous_batching(
@@ -46,9 +42,6 @@ class PagedBatches:
             streaming=True,
         )
 
-    def cancel(self, request_id: int) -> None:
-        raise NotImplementedError("nobody cancels here")
-
     def step(self) -> list[Progress]:
         """What came since, waiting a little for the first of it."""
         made = []
@@ -68,7 +61,7 @@ class PagedBatches:
 
     def close(self) -> None:
         self._manager.stop(block=True)
-        self._engine.close()
+        super().close()
 
     def _progress(self, request_id: int, tokens: list[int]) -> list[Progress]:
         """The list grows while it is looked at, so that a later look at it may bring nothing."""

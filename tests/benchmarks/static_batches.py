@@ -9,18 +9,14 @@ from transformers import DynamicCache
 from tasks.engines.protocol import GenerationRequest
 from tasks.engines.streaming import Progress, StreamRequest
 from tasks.engines.transformers_engine import TransformersEngine
+from tests.benchmarks.transformers_peer import TransformersPeer
 
 
-class StaticBatches:
+class StaticBatches(TransformersPeer):
     """Batches of up to `scheduler.max_num_seqs` of those that wait; a token is out when its step is done."""
 
-    samples = False
-    sequence_tokens = 2048
-
     def __init__(self, engine: TransformersEngine) -> None:
-        self.settings = engine.settings
-        self.slots = engine.settings.scheduler.max_num_seqs
-        self._engine = engine
+        super().__init__(engine)
         self._waiting: deque[tuple[int, GenerationRequest]] = deque()
         self._batch: Iterator[list[Progress]] | None = None
 
@@ -31,9 +27,6 @@ class StaticBatches:
     def submit(self, request_id: int, request: StreamRequest) -> None:
         self._waiting.append((request_id, request.generation))
 
-    def cancel(self, request_id: int) -> None:
-        raise NotImplementedError("nobody cancels here")
-
     def step(self) -> list[Progress]:
         if self._batch is None:
             taken = [self._waiting.popleft() for _ in range(min(self.slots, len(self._waiting)))]
@@ -43,9 +36,6 @@ class StaticBatches:
             self._batch = None
             return []
         return made
-
-    def close(self) -> None:
-        self._engine.close()
 
     @torch.inference_mode()
     def _generated(self, taken: list[tuple[int, GenerationRequest]]) -> Iterator[list[Progress]]:
