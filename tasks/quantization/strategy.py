@@ -26,7 +26,7 @@ from tasks.quantization.front import BEST_NATS, Corner, Point, growth, hypervolu
 from tasks.quantization.options import Option
 from tasks.quantization.prediction import BUILD_SECONDS, DIVERGENCE, SPEED, Floats
 
-LEAST_GAIN = 0.002
+LEAST_GAIN = 0.0005
 """Of the front's hypervolume: what is expected to add less is not tried."""
 FAR_CHEAPER = 2.0
 """So many times less must a relative take to be tried first."""

@@ -23,6 +23,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from configs.training import TrainingSettings
 from tasks.serving.memory_peak import MemoryPeak
+from tasks.training.checkpoint_disk import CheckpointDisk
 from tasks.training.device import training_device
 from tasks.training.error import TrainingError
 from tasks.training.held_out import HeldOut
@@ -60,6 +61,7 @@ def train(
 
     Raises:
         TrainingError: a loss or gradient was not finite and there is no good state, or nothing is trainable.
+        StoreError: the disk is too small for its checkpoints.
     """
     if settings.autocast == "auto":
         raise ValueError("autocast: auto has to be decided for this machine before anything is trained")
@@ -69,6 +71,7 @@ def train(
     rows = [{"tokens": t, "positions": p} for t, p in zip(text.tokens, text.positions, strict=True)]
     watch = _Watch()
     trainer = _LossTrainer(loss, settings, model, scratch, rows)
+    trainer.add_callback(CheckpointDisk(model, settings, scratch, looks=held_out is not None))
     looks = None if held_out is None else _held_out(trainer, model, held_out, scratch)
     trainer.add_callback(watch)  # after the looks, whose time is not that of the steps
     stopped = ""
