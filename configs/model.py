@@ -52,4 +52,7 @@ class ModelSettings(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="name in MLflow and in the registry")
     source: Source
-    trust_remote_code: bool = Field(False, description="run Python code that the model repository carries")
+    trust_remote_code: bool = Field(
+        False,
+        description="take a model that carries Python code of its own, and keep the code with it; no engine runs it yet",
+    )

@@ -10,7 +10,10 @@ from configs.space import QuantizeSpace, WeightCandidate
 
 
 class ParallelSettings(Section):
-    """Who builds and screens candidates. Speed and memory are always measured one at a time, by the rollout's own process."""
+    """Who builds and screens what `candidates` names; a space is searched one step after another.
+
+    Speed and memory are always measured one at a time, by the rollout's own process.
+    """
 
     runner: Literal["threads", "dask", "ray"] = Field(
         "threads",

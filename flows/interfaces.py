@@ -14,17 +14,22 @@ MLFLOW_PORT, PREFECT_PORT = 5000, 4200
 
 
 def serve() -> None:
-    """Start both and wait; Ctrl-C ends both."""
+    """Start both and wait; Ctrl-C ends both. Where PREFECT_API_URL names a server, that one is shown and none is started."""
     prepare_environment(store_home(), hub=False, threads=1)
     tracking = open_tracking()
+    prefect = os.environ.get("PREFECT_API_URL", "").removesuffix("/api")
     commands = [
         [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(MLFLOW_PORT),
          "--backend-store-uri", tracking.uri],
-        [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(PREFECT_PORT)],
     ]  # fmt: skip
+    if not prefect:
+        prefect = f"http://{HOST}:{PREFECT_PORT}"
+        commands.append(
+            [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(PREFECT_PORT)]
+        )
     processes = [subprocess.Popen(command, env=os.environ) for command in commands]
     print(
-        f"MLflow:  http://{HOST}:{MLFLOW_PORT}\nPrefect: http://{HOST}:{PREFECT_PORT}\nCtrl-C ends both.",
+        f"MLflow:  http://{HOST}:{MLFLOW_PORT}\nPrefect: {prefect}\nCtrl-C ends what was started.",
         flush=True,
     )
     try:

@@ -89,7 +89,8 @@ async def _next(stream: Stream, deadline: float) -> Progress:
     if progress.end == "rejected":
         raise ApiError(
             500,
-            "the engine gave this request up: its KV cache does not hold it; raise scheduler.cache_mib",
+            "the engine gave this request up: its KV cache does not hold it; ask for fewer tokens, or serve a release "
+            "whose recipe has a larger scheduler.cache_mib",
             kind="server_error",
         )
     return progress

@@ -14,6 +14,7 @@ from tasks.engines.vllm_arguments import command_line, engine_arguments, process
 from tasks.engines.vllm_environment import vllm_python
 from tasks.models.checkpoint_folder import read_json
 
+_GREEDY = '{"temperature": 0}'  # where a request names none: greedy is what the gate judged, and what the other engines do
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM reserves room for
 
 
@@ -39,11 +40,17 @@ def vllm_command(
     Raises:
         ConfigError: there is no vLLM, or a setting has no counterpart.
     """
+    own = sorted(settings.limits.model_fields_set - {"prompt_tokens", "new_tokens"})
+    if own:
+        raise ConfigError(
+            f"limits.{own[0]}: {model} is served by vLLM's own server, which has no such limit; leave it out"
+        )
     try:
         arguments = engine_arguments(folder, engine, sequence_tokens)
         return [
             *_server(settings, str(arguments.pop("model"))), *command_line(arguments), "--served-model-name", model,
-            "--host", settings.host, "--port", str(settings.port), *_adapter_flags(adapters),
+            "--host", settings.host, "--port", str(settings.port), "--override-generation-config", _GREEDY,
+            *_adapter_flags(adapters),
         ]  # fmt: skip
     except EngineUnavailable as error:
         raise ConfigError(str(error)) from error

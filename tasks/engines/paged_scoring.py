@@ -11,8 +11,8 @@ The head of the model runs only where a target is: a Gather on the hidden states
 MatMul.
 
 Sequences are fed in chunks: a quantized cache is requantized as it grows, and a serving scheduler feeds
-chunks too. The choices of an item have one context: it is fed once, the blocks it fills are in the block table
-of every choice, and the last, half-filled one is copied for each.
+chunks too. The choices of an item have one context, and may begin alike: what they have in common is fed once, the
+blocks it fills are in the block table of every choice, and the last, half-filled one is copied for each.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -133,8 +133,10 @@ class PagedScorer:
             if len(group) == 1:
                 yield first
                 continue
-            for index, request in enumerate(group):
-                yield joined(part(first, index, index + 1), next(rests) if len(request.targets) > 1 else None)
+            alike = len(first.logprobs) - len(group)
+            for own, request in enumerate(group, alike):
+                begun = joined(part(first, 0, alike) if alike else None, part(first, own, own + 1))
+                yield joined(begun, next(rests) if len(request.targets) > alike + 1 else None)
 
     def _laid_out(
         self, groups: Sequence[Sequence[ScoreRequest]]
@@ -153,15 +155,16 @@ class PagedScorer:
 
         for group in groups:
             context, alone = group[0].context, len(group) == 1
-            fed = np.array(context + group[0].targets[:-1] if alone else context, np.int64)
+            alike = _alike(group)
+            fed = np.array(context + group[0].targets[:alike], np.int64)
             table = take(len(fed))
             rows = np.arange(len(context) - 1, len(fed))
-            targets = np.array(group[0].targets if alone else [r.targets[0] for r in group], np.int64)
-            picks = np.arange(len(rows)) if alone else np.zeros(len(group), np.int64)
+            targets = np.array([*group[0].targets[:alike], *(r.targets[alike] for r in group)], np.int64)
+            picks = np.minimum(np.arange(alike + len(group)), alike)
             trunks.append(_Sequence(fed, 0, table, rows, picks, targets))
-            whole, rest = divmod(len(context), self._cache.block_tokens)
+            whole, rest = divmod(len(fed), self._cache.block_tokens)
             for request in group if not alone else ():
-                more = np.array(request.targets, np.int64)
+                more = np.array(request.targets[alike:], np.int64)
                 if len(more) == 1:
                     continue
                 own = take(rest + len(more) - 1)
@@ -169,7 +172,7 @@ class PagedScorer:
                     copies.append((int(table[whole]), int(own[0])))
                 every = np.arange(len(more) - 1)
                 blocks = np.concatenate([table[:whole], own])
-                branches.append(_Sequence(more[:-1], len(context), blocks, every, every, more[1:]))
+                branches.append(_Sequence(more[:-1], len(fed), blocks, every, every, more[1:]))
         self._cache.reserve(taken)
         return trunks, branches, copies
 
@@ -224,6 +227,13 @@ class PagedScorer:
             raise EngineError(f"OpenVINO failed while scoring {len(pieces)} sequences: {error}") from error
         logits: NDArray[np.float32] = self._request.get_tensor("logits").data
         return logits.reshape(-1, logits.shape[-1])[: len(rows)]
+
+
+def _alike(group: Sequence[ScoreRequest]) -> int:
+    """With how many tokens all targets of a group begin; each has one more, which may differ."""
+    first, last = min(r.targets for r in group), max(r.targets for r in group)
+    most = min(len(r.targets) for r in group) - 1
+    return next((i for i in range(most) if first[i] != last[i]), most)
 
 
 def last_line(error: RuntimeError) -> str:

@@ -13,7 +13,7 @@ from tasks.models.safetensors_file import read_tensors
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+TOKENIZER_FILE = "tokenizer.json"
 SIDE_FILES = (
     "generation_config.json",
     "tokenizer_config.json",
@@ -22,7 +22,9 @@ SIDE_FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
-    *TOKENIZER_FILES,
+    TOKENIZER_FILE,
+    "tokenizer.model",
+    "vocab.json",
 )
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
@@ -107,12 +109,14 @@ def checkpoint_files(folder: Path, *, trust_remote_code: bool) -> tuple[str, ...
         if "auto_map" in settings and not trust_remote_code:
             raise ModelSourceError(
                 f"{folder / name}: the model carries its own Python code (auto_map), which is not run; "
-                "set model.trust_remote_code: true if you trust its author"
+                "a model that only this code can compute is not supported; where transformers knows its architecture, too, set "
+                "model.trust_remote_code: true to take it"
             )
     weights = weight_files(folder)
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if not (folder / TOKENIZER_FILE).is_file():
         raise ModelSourceError(
-            f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)}); add its files to the folder"
+            f"{folder}: no {TOKENIZER_FILE}; save the model's fast tokenizer into the folder "
+            "(transformers: AutoTokenizer.from_pretrained(...).save_pretrained(folder))"
         )
     side = [name for name in SIDE_FILES if (folder / name).is_file()]
     code = sorted(path.name for path in folder.glob("*.py")) if trust_remote_code else []

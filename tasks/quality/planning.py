@@ -177,9 +177,10 @@ def refuse_undecidable(plans: Sequence[MetricPlan]) -> None:
     if joint >= UNDECIDABLE_POWER:
         return
     weakest = min(plans, key=lambda plan: plan.power)
+    setting = "quality.tasks.items" if weakest.unit == "items" else "quality.text.gate_sections"
     smallest = "" if weakest.smallest_margin is None else f", or a margin of {weakest.smallest_margin:.3g}"
     raise PlanError(
-        f"{weakest.metric} of {weakest.task}: {weakest.chosen} {weakest.unit} cannot decide a margin of "
+        f"{setting}: {weakest.metric} of {weakest.task}: {weakest.chosen} {weakest.unit} cannot decide a margin of "
         f"{weakest.margin:g}: an equal candidate would pass in {100 * joint:.0f} % of runs only; allow "
         f"{weakest.needed_jointly or f'more than {MOST_SAMPLES}'} {weakest.unit}{smallest}"
     )

@@ -213,8 +213,8 @@ def check_parallel(parallel: ParallelSettings, *, threads: int, server: str | No
     package = _PACKAGES[parallel.runner]
     if find_spec(package.replace("-", "_")) is None:
         raise ConfigError(
-            f"quantize.parallel.runner = {parallel.runner}: needs package {package}; install keiryo[{parallel.runner}], or use "
-            "runner: threads"
+            f'quantize.parallel.runner = {parallel.runner}: needs package {package}; `uv pip install -e ".[{parallel.runner}]"`, '
+            "or use runner: threads"
         )
     if server is None:
         raise ConfigError(

@@ -97,7 +97,9 @@ def preflight(workspace: Workspace, limits: Limits | None = None) -> Preflight:
     found = tuple(_predicted(workspace, weights, engine, limits) for weights, engine in declared)
     if found and all(said.refused is not None for said in found):
         least = min(found, key=lambda each: each.needed_mib)
-        raise ConfigError(f"quantize.candidates: none of {len(found)} fits; {least.name}: {least.refused}")
+        raise ConfigError(
+            f"quantize.candidates and space: none of {len(found)} fits; {least.name}: {least.refused}"
+        )
     seconds = {
         (e.engine, w): said.seconds for (w, e), said in zip(declared, found, strict=True) if not said.refused
     }
@@ -108,7 +110,7 @@ def preflight(workspace: Workspace, limits: Limits | None = None) -> Preflight:
     if disk_mib > limits.disk_mib:
         least = min(found, key=lambda each: each.disk_mib)
         raise ConfigError(
-            f"quantize.candidates: the artifacts of {len(missing)} candidates need {disk_mib:.0f} MiB of disk, "
+            f"quantize.candidates and space: the artifacts of {len(missing)} candidates need {disk_mib:.0f} MiB of disk, "
             f"{limits.disk_mib:.0f} are free; {least.name} alone needs {least.disk_mib:.0f}: take fewer candidates, free "
             "some disk, or set KEIRYO_HOME to a larger one"
         )

@@ -18,6 +18,7 @@ from tasks.release.gate_tasks import judged_tasks
 from tasks.release.training_data import check_training_data
 from tasks.release.training_plan import training_needs
 from tasks.release.workspace import Workspace
+from tasks.serving.nvml import open_gpus
 from tasks.serving.workload import check_load
 from tasks.store.digest import code_digest, digest_of, library_versions
 from tasks.store.store import Store, store_home
@@ -32,6 +33,7 @@ def make_workspace(config: Config) -> Workspace:
         StoreError: the disk is full.
     """
     refuse_undecidable(plan_quality(config))
+    check_gpu(config)
     check_prompts(config)
     check_load(config.load)
     store = Store(store_home())
@@ -69,6 +71,26 @@ def _tasks(config: Config, store: Store, splits: TextSplits) -> tuple[Path | Non
     folder = store.home / "files" / key
     info, _ = store.once(key, PackInfo, lambda: write_pack(folder, splits, seed))
     return folder / "gate", info.digest
+
+
+def check_gpu(config: Config) -> None:
+    """Look for a GPU where the configuration wants one, before a model is fetched.
+
+    Raises:
+        ConfigError: NVML knows none.
+    """
+    wanted = {
+        "profile.baseline": config.profile.baseline.device,
+        "quality.reference": config.quality.reference.device,
+        "quantize.candidates": max((each.device for each in config.quantize.candidates), default="cpu")
+        if config.quantize
+        else "cpu",
+    }
+    for setting, device in wanted.items():
+        if device == "cuda" and not open_gpus():
+            raise ConfigError(
+                f"{setting}: device is cuda, and no NVIDIA GPU with its driver is here; use device: cpu, or a machine with one"
+            )
 
 
 def check_prompts(config: Config) -> None:

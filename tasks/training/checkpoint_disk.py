@@ -50,9 +50,9 @@ class CheckpointDisk(TrainerCallback):  # type: ignore[misc]
         free_bytes = shutil.disk_usage(self._scratch).free
         if needed_bytes > free_bytes:
             raise StoreError(
-                f"training.checkpoint_steps: {self._settings.checkpoint_steps}: checkpoints need {needed_bytes / 2**20:.0f} MiB "
-                f"under {self._scratch}, {free_bytes / 2**20:.0f} MiB are free; free some disk, set KEIRYO_HOME to a "
-                "larger one, or train fewer parameters"
+                f"checkpoint_steps of the training is {self._settings.checkpoint_steps}: its checkpoints need "
+                f"{needed_bytes / 2**20:.0f} MiB under {self._scratch}, {free_bytes / 2**20:.0f} MiB are free; free some "
+                "disk, set KEIRYO_HOME to a larger one, or train fewer parameters"
             )
 
 

@@ -202,7 +202,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 
 
 def _diverged(what: str, value: float, step: int) -> str:
-    way_out = "lower training.learning_rate, or set training.autocast to none"
+    way_out = "lower learning_rate of its training settings, or set autocast: none there"
     return f"the {what} at step {step} is {value}; {way_out}"
 
 

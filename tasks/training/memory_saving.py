@@ -59,7 +59,7 @@ def choose_saving(
     raise TrainingError(
         f"adapt.max_memory_mib is {max_mib:.0f}: {lora.label} on {training.batch_sequences} x {training.sequence_tokens} tokens takes "
         f"{min(needed.values()):.0f} MiB at least, activations computed again and optimizer states of 8 bits; raise it, or lower "
-        "training.batch_sequences or sequence_tokens"
+        "adapt.training.batch_sequences or sequence_tokens"
     )
 
 

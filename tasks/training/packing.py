@@ -61,7 +61,7 @@ def pack(texts: Sequence[str], tokenizer: Any, sequence_tokens: int, count: int,
     available = sum(map(len, documents))
     if available <= sequence_tokens:
         raise TrainingError(
-            f"training.sequence_tokens is {sequence_tokens}, the training text has {available} tokens; "
+            f"sequence_tokens of the training is {sequence_tokens}, its text has {available} tokens; "
             "it must have more; give more text or shorten the sequences"
         )
     rows = list(

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from fake_engine import FakeEngine
 
 from configs.engine import EngineSettings
 from tasks.batching.lossless import Losslessness, check_lossless, first_difference
-from tasks.engines.fake_engine import FakeEngine
 from tasks.engines.protocol import Generation, GenerationRequest
 
 SETTINGS = EngineSettings(engine="openvino")

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from fake_engine import FakeEngine
 from tiny_llama import EOS, tiny_llama
 
 from configs.behaviour import BehaviourSettings
 from configs.engine import EngineSettings
 from tasks.behaviour.answers import answers_of
 from tasks.behaviour.prompts import embedded_prompts
-from tasks.engines.fake_engine import FakeEngine
 from tasks.engines.protocol import Generation, GenerationRequest
 from tasks.quality.tokenizer import TextTokenizer
 

@@ -6,6 +6,7 @@ from statistics import NormalDist
 
 import pytest
 from answers import answers, prompts, prose
+from fake_engine import FakeEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
@@ -17,7 +18,6 @@ from tasks.behaviour.answers import Answers
 from tasks.behaviour.drift import CheckDrift, PairedValues, drift_of
 from tasks.behaviour.error import BehaviourError
 from tasks.behaviour.report import BehaviourReport, compare_answers, describe, run_behaviour
-from tasks.engines.fake_engine import FakeEngine
 
 REFUSAL = "I'm sorry, but I can't help with that."
 LOOP = "and on " * 20

@@ -108,6 +108,12 @@ def test_vllm_that_is_not_there_says_what_to_install(tmp_path: Path) -> None:
         vllm_command(settings, ENGINE, model="m", folder=tmp_path, sequence_tokens=99)
 
 
+def test_a_limit_that_vllms_server_does_not_have_is_refused(tmp_path: Path) -> None:
+    settings = serve_settings(["limits.queue_requests=5", "limits.new_tokens=9"])
+    with pytest.raises(ConfigError, match=r"limits\.queue_requests: m is served by vLLM's own server"):
+        vllm_command(settings, ENGINE, model="m", folder=tmp_path, sequence_tokens=99)
+
+
 def test_vllms_server_takes_the_place_of_ours(tmp_path: Path) -> None:
     """A stand-in for `vllm` that writes down how it was started: vLLM itself is not installed here."""
     script = tmp_path / "vllm"
@@ -144,4 +150,5 @@ def test_vllms_server_takes_the_place_of_ours(tmp_path: Path) -> None:
     assert (options["--host"], options["--port"]) == ("127.0.0.1", "8123")
     assert (options["--max-num-seqs"], options["--max-model-len"]) == ("7", "99")
     assert options["--dtype"] == "bfloat16"
+    assert json.loads(options["--override-generation-config"]) == {"temperature": 0}
     assert "--no-enable-prefix-caching" in arguments

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
+from fake_engine import FakeEngine
 
 from configs.engine import EngineSettings, SchedulerSettings
-from tasks.engines.fake_engine import FakeEngine
 from tasks.engines.protocol import Engine, EngineError, GenerationRequest, ScoreRequest
 
 SETTINGS = EngineSettings(engine="openvino", scheduler=SchedulerSettings(max_num_seqs=2))

@@ -1,5 +1,7 @@
 """Choices of one context: fed once, scored as if each had been alone."""
 
+import itertools
+
 import numpy as np
 import pytest
 from tiny_llama import tiny_llama
@@ -14,6 +16,7 @@ from tasks.store.store import Store
 
 CONTEXT_TOKENS = (1, 7, 31, 32, 33, 64, 90)  # around the cache's blocks of 32
 TARGET_TOKENS = (1, 2, 1, 9, 40)
+ALIKE_TOKENS = (1, 3, 33)  # with which all choices of an item begin
 
 
 def requests() -> list[ScoreRequest]:
@@ -23,7 +26,12 @@ def requests() -> list[ScoreRequest]:
         return tuple(map(int, rng.integers(2, 280, count)))
 
     contexts = [tokens(count) for count in CONTEXT_TOKENS]
-    return [ScoreRequest(context, tokens(count)) for context in contexts for count in TARGET_TOKENS]
+    asked = [ScoreRequest(context, tokens(count)) for context in contexts for count in TARGET_TOKENS]
+    for context_tokens, stem_tokens in itertools.product(CONTEXT_TOKENS, ALIKE_TOKENS):
+        context, stem = tokens(context_tokens), tokens(stem_tokens)
+        asked += [ScoreRequest(context, stem + tokens(count)) for count in (2, 1, 9)]
+    context, stem = tokens(20), tokens(5)  # one choice is the beginning of another, and one comes twice
+    return asked + [ScoreRequest(context, stem + more) for more in ((), tokens(3), (), tokens(1))]
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +69,13 @@ def test_logits_come_with_shared_scores(engine: Engine) -> None:
         assert (scored.is_argmax == (rows.argmax(1) == np.array(request.targets))).all()
 
 
-def test_a_context_is_fed_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("alike", [0, 10])
+def test_what_choices_have_in_common_is_fed_once(
+    engine: Engine, alike: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(2)
-    context = tuple(map(int, rng.integers(2, 280, 80)))
-    choices = [ScoreRequest(context, tuple(map(int, rng.integers(2, 280, 3)))) for _ in range(4)]
+    context, stem = (tuple(map(int, rng.integers(2, 280, count))) for count in (80, alike))
+    choices = [ScoreRequest(context, (*stem, first, 5, 6)) for first in range(10, 14)]
     fed = 0
     if engine.settings.engine == "openvino":
         next(iter(engine.score(choices[:1])))
@@ -93,4 +104,5 @@ def test_a_context_is_fed_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) 
 
         monkeypatch.setattr(graph, "feed", counting)
     list(engine.score(choices))
-    assert fed == 80 + 4 * (2 if engine.settings.engine == "openvino" else 3)
+    shared, apart = (80 + alike, 2) if engine.settings.engine == "openvino" else (80, alike + 3)
+    assert fed == shared + 4 * apart

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clockwork_stream import ClockworkStream, StillClock
+from fake_engine import FakeEngine
 from prefect.testing.utilities import prefect_test_harness
 from tiny_llama import tiny_llama
 
 import flows.rollout as rollout_module
 from configs.load import ConfigError
 from tasks.adaptation.adapter_parity import AdapterParity
-from tasks.engines.fake_engine import FakeEngine
 from tasks.engines.protocol import EngineError
 from tasks.quantization.fan_out import ScreenJob
 from tasks.release import alone, measuring

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from answers import answers, prose
 from chat_server import QUESTION
+from fake_engine import FakeEngine
 from tiny_llama import tiny_llama
 
 from configs.behaviour import BehaviourSettings, JudgeSettings
@@ -16,7 +17,6 @@ from tasks.behaviour.answers import Answers, answers_of
 from tasks.behaviour.prompts import embedded_prompts
 from tasks.behaviour.report import compare_answers
 from tasks.compression.build import build_artifact
-from tasks.engines.fake_engine import FakeEngine
 from tasks.engines.open import open_engine
 from tasks.engines.protocol import Generation, GenerationRequest
 from tasks.judging.family import families_of_folder

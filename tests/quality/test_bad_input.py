@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_engine import FakeEngine
 from tiny_llama import tiny_llama
 
 from configs.engine import EngineSettings
 from configs.quality import Margins
 from tasks.data.text import Section
-from tasks.engines.fake_engine import FakeEngine
 from tasks.engines.protocol import EngineError, ScoreRequest, TokenScores
 from tasks.quality.divergence import diverge, reference_logits
 from tasks.quality.gate import judge

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from fake_engine import FakeEngine
 from tiny_llama import tiny_llama
 from typer.testing import CliRunner
 
 from configs.engine import EngineSettings
-from tasks.engines.fake_engine import FakeEngine
 from tasks.release import alone, measuring
 from tasks.release.summary import RolloutSummary
 

@@ -65,7 +65,8 @@ def score(engine: Engine, checkpoint: Artifact):
 @pytest.fixture
 def judged(checkpoint: Artifact, folder: Path):
     """The verdict on a text scored whole; by a closed-form model, whole texts are long."""
-    from tasks.engines.fake_engine import FakeEngine
+    from fake_engine import FakeEngine
+
     from tasks.quality.harness import TaskSet
 
     def call(name: str) -> GateVerdict:

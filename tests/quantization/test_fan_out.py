@@ -209,7 +209,7 @@ def test_too_many_threads_for_the_cores_are_refused(monkeypatch):
 def test_a_runner_without_its_package_or_its_server_is_refused(runner, package, monkeypatch):
     remote = ParallelSettings(runner=runner, workers=64, address="tcp://10.0.0.1:8786")
     monkeypatch.setattr(fan_out, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=rf"needs package {package}; install keiryo\[{runner}\]"):
+    with pytest.raises(ConfigError, match=rf'needs package {package}; `uv pip install -e "\.\[{runner}\]"`'):
         check_parallel(remote, threads=2, server="http://127.0.0.1:4200/api")
 
     asked: list[str] = []

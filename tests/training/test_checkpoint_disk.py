@@ -59,7 +59,7 @@ def test_training_is_refused_where_its_checkpoints_do_not_fit(
 
     with pytest.raises(
         StoreError,
-        match=r"checkpoint_steps: 2: checkpoints need \d+ MiB under .*, \d+ MiB are free; free some",
+        match=r"checkpoint_steps of the training is 2: its checkpoints need \d+ MiB under .*, \d+ MiB are free; free some",
     ):
         run(tiny, tmp_path)
     assert not list(tmp_path.glob("checkpoint-*"))
