@@ -33,6 +33,8 @@ SECONDS_A_GIB = {
     "calibrate vllm": 160.0,
 }
 """Seconds a GiB of f32 weights, measured once on the 135 M demo model and two cores."""
+SECOND_WALK = 0.7
+"""Of a calibrated build, what a budget of bytes or nats adds: all layers are rounded once to learn what each loses, then again."""
 
 
 class Limits(Record):
@@ -166,7 +168,10 @@ def build_seconds(architecture: Architecture, weights: WeightSettings, engine: E
     seconds = SECONDS_A_GIB.get(f"export {engine.engine}", 0.0)  # the checkpoint itself needs none
     if weights.bits != 32 and engine.engine != "transformers":
         kind = "round" if weights.calibration == "none" else "calibrate"
-        seconds += SECONDS_A_GIB[f"{kind} {engine.engine}"]
+        rate = SECONDS_A_GIB[f"{kind} {engine.engine}"]
+        seconds += rate
+        if weights.max_bytes_fraction is not None or weights.max_rounding_nats is not None:
+            seconds += SECOND_WALK * rate
     return gib * seconds
 
 
