@@ -79,15 +79,13 @@ def check_gpu(config: Config) -> None:
     Raises:
         ConfigError: NVML knows none.
     """
-    wanted = {
-        "profile.baseline": config.profile.baseline.device,
-        "quality.reference": config.quality.reference.device,
-        "quantize.candidates": max((each.device for each in config.quantize.candidates), default="cpu")
-        if config.quantize
-        else "cpu",
+    devices = {
+        "profile.baseline": {config.profile.baseline.device},
+        "quality.reference": {config.quality.reference.device},
+        "quantize": {each.device for each in config.quantize.declared} if config.quantize else set(),
     }
-    for setting, device in wanted.items():
-        if device == "cuda" and not open_gpus():
+    for setting, wanted in devices.items():
+        if "cuda" in wanted and not open_gpus():
             raise ConfigError(
                 f"{setting}: device is cuda, and no NVIDIA GPU with its driver is here; use device: cpu, or a machine with one"
             )

@@ -18,7 +18,7 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_is_fetched(
         ConfigError, match=r"profile\.baseline: device is cuda, and no NVIDIA GPU.*use device: cpu"
     ):
         check_gpu(wanted)
-    with pytest.raises(ConfigError, match=r"quantize\.candidates: device is cuda"):
+    with pytest.raises(ConfigError, match=r"quantize: device is cuda"):
         check_gpu(
             load_config(RECIPES / "gpu.yaml", ["profile.baseline.device=cpu", "quality.reference.device=cpu"])
         )
