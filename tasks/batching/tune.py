@@ -1,13 +1,15 @@
 """The batching stage: scheduler settings searched on the load, and the best one judged on speed and on quality.
 
 The artifact does not change, so its scores stand: quality is scored through the served graph with the served cache type, which
-the scheduler does not touch, and the gate is answered from the same samples. A prefix cache is checked apart, token by token.
+the scheduler does not touch, and the gate is answered from the same samples. Threads are part of their key: what is proposed with
+others is scored with them. A prefix cache is checked apart, token by token.
 What may change is speed: the search picks, and fresh interleaved pairs, which the pick has not seen, must show more than the
 configured gain, interval included.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 from configs.schema import BatchingSettings
 from tasks.batching.contest import Contest, compare_under_load
@@ -97,13 +99,15 @@ def tune_batching(workspace: Workspace, settings: BatchingSettings, release: Can
 def scheduler_options(release: Candidate, settings: BatchingSettings) -> dict[str, Candidate]:
     """The settings to try, by name; the release's own is what they are compared with."""
     options = {}
-    for scheduler in settings.tried:
+    own = release.engine.threads
+    for scheduler, threads in product(settings.tried, dict.fromkeys((own, *settings.threads))):
         name = (
             f"{release.name}, {scheduler.max_num_seqs} sequences, {scheduler.max_num_batched_tokens} tokens a step"
             f"{', prefix cache' if scheduler.prefix_caching else ''}{'' if scheduler.split_prefill else ', whole prompts'}"
             f"{'' if scheduler.cache_mib == release.engine.scheduler.cache_mib else f', {scheduler.cache_mib} MiB cache'}"
+            f"{'' if threads == own else f', threads {threads}'}"
         )
-        engine = release.engine.model_copy(update={"scheduler": scheduler})
+        engine = release.engine.model_copy(update={"scheduler": scheduler, "threads": threads})
         if engine != release.engine:
             options[name] = release.model_copy(update={"name": name, "engine": engine})
     return options
@@ -125,10 +129,18 @@ def _too_large(workspace: Workspace, options: dict[str, Candidate]) -> dict[str,
     }
 
 
+def _one_pool(release: Candidate, options: dict[str, Candidate]) -> dict[str, str]:
+    """Settings with threads of their own on an engine that shares one pool with whatever else runs in a process."""
+    if release.engine.engine != "transformers":
+        return {}
+    reason = "engine: transformers computes on the threads of its process; set threads of the recipe"
+    return {name: reason for name, each in options.items() if each.engine.threads != release.engine.threads}
+
+
 def _searched(workspace: Workspace, settings: BatchingSettings, release: Candidate) -> Outcome:
     """Search, then judge the best on pairs that chose nothing."""
     options = scheduler_options(release, settings)
-    refused = _too_large(workspace, options)
+    refused = _too_large(workspace, options) | _one_pool(release, options)
     usable = {name: option for name, option in options.items() if name not in refused}
     if not usable:
         return Outcome(options=options, refused=refused, failed={})
