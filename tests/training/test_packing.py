@@ -130,7 +130,9 @@ def test_passes_repeat_the_texts_in_another_order(folder: Path) -> None:
 
 
 def test_text_shorter_than_a_sequence_is_refused(folder: Path) -> None:
-    with pytest.raises(TrainingError, match=r"sequence_tokens is 5000, the training text has \d+ tokens"):
+    with pytest.raises(
+        TrainingError, match=r"sequence_tokens of the training is 5000, its text has \d+ tokens"
+    ):
         pack(TEXTS, load_tokenizer(folder), sequence_tokens=5000, count=1, seed=0)
     with pytest.raises(TrainingError, match="has 0 tokens"):
         pack((), load_tokenizer(folder), sequence_tokens=16, count=1, seed=0)
