@@ -24,6 +24,11 @@ class SchedulerSettings(Section):
     split_prefill: bool = Field(
         True, description="mix prompt chunks with decoding (OpenVINO: dynamic_split_fuse)"
     )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="compute threads of the engine alone; null: the recipe's. Not on engine: transformers",
+    )
 
 
 class EngineSettings(Section):
@@ -56,6 +61,11 @@ class EngineSettings(Section):
     )
 
     @property
+    def own_threads(self) -> int:
+        """Compute threads of the engine; what else runs in its process has `threads`."""
+        return self.scheduler.threads or self.threads
+
+    @property
     def has_integer_cache(self) -> bool:
         """Whether keys and values are rounded to integers."""
         return self.kv_cache in ("u8", "u4")
@@ -75,6 +85,10 @@ class EngineSettings(Section):
         if self.device == "cuda" and self.engine not in ("transformers", "vllm"):
             raise ValueError(
                 f"device: cuda is not offered by engine: {self.engine} in this version; use transformers or vllm, or device: cpu"
+            )
+        if self.scheduler.threads is not None and self.engine == "transformers":
+            raise ValueError(
+                "scheduler.threads is not offered by engine: transformers, which computes on the threads of its process; set threads"
             )
         if self.eager and self.engine != "vllm":
             raise ValueError("eager exists for engine: vllm only; leave it out")

@@ -2,7 +2,7 @@
 
 import copy
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -70,10 +70,6 @@ class BatchingSettings(Section):
 
     schedulers: tuple[SchedulerSettings, ...] = Field((), description="settings to try")
     grid: SchedulerGrid | None = Field(None, description="further settings to try, as a grid; null: none")
-    threads: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (),
-        description="compute threads to try with each of them, beside those of the recipe; not on engine: transformers",
-    )
     tuning: TuningSettings = TuningSettings()
     min_gain: float = Field(
         1.0,

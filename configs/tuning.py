@@ -22,6 +22,9 @@ class SchedulerGrid(Section):
     split_prefill: tuple[bool, ...] = Field(
         (True,), min_length=1, description="mix prompt chunks with decoding"
     )
+    threads: tuple[int | None, ...] = Field(
+        (None,), min_length=1, description="compute threads of the engine; null: the recipe's"
+    )
 
     def settings(self) -> tuple[SchedulerSettings, ...]:
         """All combinations, in the order of the values."""

@@ -155,7 +155,7 @@ def _become_vllm(
         sequence_tokens=_sequence_tokens(settings),
         adapters=_adapter_folders(settings, champion.model, artifact),
     )
-    become_vllm(command, key, champion.candidate.engine.threads, os.environ)
+    become_vllm(command, key, champion.candidate.engine.own_threads, os.environ)
 
 
 def _adapter_folders(settings: ServeSettings, model: str, artifact: Artifact) -> dict[str, Path]:

@@ -9,7 +9,6 @@ configured gain, interval included.
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import product
 
 from configs.schema import BatchingSettings
 from tasks.batching.contest import Contest, compare_under_load
@@ -99,15 +98,14 @@ def tune_batching(workspace: Workspace, settings: BatchingSettings, release: Can
 def scheduler_options(release: Candidate, settings: BatchingSettings) -> dict[str, Candidate]:
     """The settings to try, by name; the release's own is what they are compared with."""
     options = {}
-    own = release.engine.threads
-    for scheduler, threads in product(settings.tried, dict.fromkeys((own, *settings.threads))):
+    for scheduler in settings.tried:
         name = (
             f"{release.name}, {scheduler.max_num_seqs} sequences, {scheduler.max_num_batched_tokens} tokens a step"
             f"{', prefix cache' if scheduler.prefix_caching else ''}{'' if scheduler.split_prefill else ', whole prompts'}"
             f"{'' if scheduler.cache_mib == release.engine.scheduler.cache_mib else f', {scheduler.cache_mib} MiB cache'}"
-            f"{'' if threads == own else f', threads {threads}'}"
+            f"{'' if scheduler.threads is None else f', threads {scheduler.threads}'}"
         )
-        engine = release.engine.model_copy(update={"scheduler": scheduler, "threads": threads})
+        engine = release.engine.model_copy(update={"scheduler": scheduler})
         if engine != release.engine:
             options[name] = release.model_copy(update={"name": name, "engine": engine})
     return options
@@ -133,8 +131,8 @@ def _one_pool(release: Candidate, options: dict[str, Candidate]) -> dict[str, st
     """Settings with threads of their own on an engine that shares one pool with whatever else runs in a process."""
     if release.engine.engine != "transformers":
         return {}
-    reason = "engine: transformers computes on the threads of its process; set threads of the recipe"
-    return {name: reason for name, each in options.items() if each.engine.threads != release.engine.threads}
+    reason = "scheduler.threads: engine: transformers computes on the threads of its process; set threads of the recipe"
+    return {name: reason for name, each in options.items() if each.engine.scheduler.threads is not None}
 
 
 def _searched(workspace: Workspace, settings: BatchingSettings, release: Candidate) -> Outcome:

@@ -66,7 +66,7 @@ class OnnxRuntimeEngine:
         heads = config["decoder"]
         self._graph: OnnxGraph | None = OnnxGraph(
             artifact.folder,
-            settings.threads,
+            settings.own_threads,
             heads=heads["num_attention_heads"],
             kv_heads=heads["num_key_value_heads"],
             head_dim=heads["head_size"],

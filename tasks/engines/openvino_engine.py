@@ -116,7 +116,7 @@ class OpenVinoEngine:
             "INFERENCE_PRECISION_HINT": self.settings.compute,
             "KV_CACHE_PRECISION": self.settings.kv_cache,
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": self.settings.activation_group,
-            **openvino_threads(self.settings.threads),
+            **openvino_threads(self.settings.own_threads),
         }
 
     def score(self, requests: Iterable[ScoreRequest], *, with_logits: bool = False) -> Iterator[TokenScores]:

@@ -55,7 +55,7 @@ class VllmProcess:
                 stdout=self._log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=os.environ | process_environment(settings.threads),
+                env=os.environ | process_environment(settings.own_threads),
             )
         self._socket, self._stream = ours, ours.makefile("rwb")
         try:

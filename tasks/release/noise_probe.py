@@ -98,6 +98,7 @@ def check_noise(
     """
     quality = workspace.config.quality
     engine = candidate.engine.model_dump(mode="json", exclude={"scheduler", "speculation"})
+    engine["threads"] = candidate.engine.own_threads
     code = code_digest("tasks/engines", "tasks/quality", "tasks/release/noise_probe.py")
     asked = quality.model_dump(
         mode="json", exclude={"text", "alpha", "power", "discordance", "tries", "sequential"}

@@ -143,6 +143,7 @@ class CandidateScores:
         """
         quality = self._workspace.config.quality
         engine = candidate.engine.model_dump(mode="json", exclude={*GENERATING})
+        engine["threads"] = candidate.engine.own_threads
         batches = [quality.score_chunk_tokens, quality.batch_tokens, quality.seed]
         code = code_digest("tasks/engines", "tasks/quality", "tasks/data", "tasks/release/scoring.py")
         splits = self._workspace.splits.digest

@@ -15,7 +15,7 @@ from configs.training import TrainingSettings
 from tasks.store.errors import StoreError
 
 _SMALL = 4096
-"""Values of a tensor below which bitsandbytes keeps states of 32 bits."""
+"""Values of a tensor below which bitsandbytes keeps states of 32 bits, as transformers has it do for embeddings."""
 
 
 class CheckpointDisk(TrainerCallback):  # type: ignore[misc]
@@ -64,9 +64,12 @@ def checkpoint_bytes(model: Any, optimizer_bits: int) -> int:
         optimizer_bits: 32 or 8, of the states.
     """
     trainable: list[nn.Parameter] = [each for each in model.parameters() if each.requires_grad]
-    states = sum(
-        2 * each.numel() * (1 if optimizer_bits == 8 and each.numel() >= _SMALL else 4) for each in trainable
-    )
+    tables = {id(each.weight) for each in model.modules() if isinstance(each, nn.Embedding)}
+    exact = [
+        each for each in trainable if optimizer_bits == 32 or each.numel() < _SMALL or id(each) in tables
+    ]
+    values, exact_values = (sum(each.numel() for each in part) for part in (trainable, exact))
+    states = 2 * (values + 3 * exact_values)  # a byte each, or four
     kept = trainable if hasattr(model, "peft_config") else list(model.parameters())
     return states + _bytes(kept)
 

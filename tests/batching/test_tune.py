@@ -146,24 +146,20 @@ def test_nothing_else_to_try(stage):
     assert "the release's own" in result.reason
 
 
-def test_threads_are_tried_with_every_setting_and_are_the_engines_own() -> None:
-    settings = BatchingSettings.model_validate(
-        {"schedulers": [{"max_num_seqs": 8}, INT8.engine.scheduler.model_dump()], "threads": [1, 2]}
-    )
-    options = tune.scheduler_options(INT8, settings)
-    assert INT8.engine.threads == 2
-    found = {(each.engine.scheduler.max_num_seqs, each.engine.threads) for each in options.values()}
-    present = INT8.engine.scheduler.max_num_seqs
-    assert found == {(8, 2), (8, 1), (present, 1)}  # the release's own is what they are compared with
-    assert [name for name in options if name.endswith(", threads 1")] == [
-        each.name for each in options.values() if each.engine.threads == 1
-    ]
+def test_threads_are_the_engines_alone_and_tried_in_the_grid() -> None:
+    grid = {"max_num_seqs": [8], "max_num_batched_tokens": [512], "threads": [None, 1]}
+    options = tune.scheduler_options(INT8, BatchingSettings.model_validate({"grid": grid})).values()
+    assert [(each.engine.own_threads, each.engine.threads) for each in options] == [(2, 2), (1, 2)]
+    assert [each.name.endswith(", threads 1") for each in options] == [False, True]
 
 
 def test_an_engine_on_the_threads_of_its_process_is_not_tried_with_others(stage, monkeypatch) -> None:
     engine = INT8.engine.model_copy(update={"engine": "transformers"})
     monkeypatch.setitem(globals(), "INT8", INT8.model_copy(update={"engine": engine}))
-    result = stage({8: 1.3}, {"schedulers": [{"max_num_seqs": 8}], "threads": [1], "min_gain": 1.05})
-    dropped = {each.candidate.engine.threads: each.dropped for each in result.candidates if each.candidate}
+    schedulers = [{"max_num_seqs": 8}, {"max_num_seqs": 8, "threads": 1}]
+    result = stage({8: 1.3}, {"schedulers": schedulers, "min_gain": 1.05})
+    dropped = {
+        each.candidate.engine.own_threads: each.dropped for each in result.candidates if each.candidate
+    }
     assert "threads of its process" in dropped[1]
-    assert result.proposal.engine.threads == 2
+    assert result.proposal.engine.own_threads == 2

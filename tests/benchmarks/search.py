@@ -23,6 +23,7 @@ from tests.benchmarks.report_file import FOLDER, row, write
 from tests.benchmarks.search_grid import GridRow, measure_grid, open_workspace, read_rows, space_options
 from tests.benchmarks.search_replay import (
     MARGIN_NATS,
+    Event,
     Grid,
     areas,
     at_random,
@@ -65,10 +66,10 @@ def _compared(
     whole_s, wanted = grid_s(grid, options), best(grid)
     mine = {seed: list(ours(grid, _shuffled(options, seed), None)) for seed in SEEDS}
     chance = {seed: list(at_random(grid, options, seed)) for seed in SEEDS}
+    sides = {"keiryo": mine, "random": chance}
     report, ratios = [], {}
     for share in SHARES:
         for number, front in enumerate(("speed", "bytes")):
-            sides = {"keiryo": mine, "random": chance}
             values = {
                 side: [areas(grid, runs[seed], share * whole_s)[number] for seed in SEEDS]
                 for side, runs in sides.items()
@@ -77,17 +78,9 @@ def _compared(
             report += [row(side, work, "of the grid's", values[side]) for side in sides]
             gaps = sorted(a - b for a, b in zip(values["keiryo"], values["random"], strict=True))
             ratios[f"keiryo minus random, {front}, {share:.0%} (seeds: least to largest)"] = _spread(gaps)
-    everywhere = [step / 50 * whole_s for step in range(1, 51)]
-    means = {
-        side: [
-            statistics.mean(sum(areas(grid, run, at_s)) / 2 for at_s in everywhere) for run in runs.values()
-        ]
-        for side, runs in (("keiryo", mine), ("random", chance))
-    }
-    for side, values in means.items():
-        report.append(
-            row(side, "hypervolume of both fronts, mean over the grid's time", "of the grid's", values)
-        )
+    means = {side: [_mean_area(grid, run, whole_s) for run in runs.values()] for side, runs in sides.items()}
+    work = "hypervolume of both fronts, mean over the grid's time"
+    report += [row(side, work, "of the grid's", values) for side, values in means.items()]
     gaps = sorted(a - b for a, b in zip(means["keiryo"], means["random"], strict=True))
     ratios["keiryo minus random, both fronts, mean over the grid's time (seeds: least to largest)"] = _spread(
         gaps
@@ -109,6 +102,11 @@ def _compared(
     report.append(row("grid", f"{len(grid)} candidates, builds, screens and short runs", "s", [whole_s]))
     report += _costs(grid)
     return report, ratios
+
+
+def _mean_area(grid: Grid, events: Sequence[Event], whole_s: float) -> float:
+    """Of both fronts' hypervolumes, over fifty times that are evenly apart."""
+    return statistics.mean(sum(areas(grid, events, step / 50 * whole_s)) / 2 for step in range(1, 51))
 
 
 def _costs(grid: Grid) -> list[dict[str, object]]:

@@ -9,11 +9,13 @@ import openvino as ov
 import openvino_genai as genai
 import psutil
 import pytest
+import torch
 
-from configs.engine import EngineSettings
+from configs.engine import EngineSettings, SchedulerSettings
 from configs.weights import WeightSettings
 from tasks.compression.build import build_artifact
 from tasks.engines.freed_memory import return_freed_memory
+from tasks.engines.open import open_engine
 from tasks.engines.openvino_engine import BLOCK_TOKENS, OpenVinoEngine
 from tasks.engines.protocol import EngineError, EngineUnavailable, GenerationRequest, ScoreRequest
 from tasks.engines.streaming import StreamRequest
@@ -142,6 +144,14 @@ def test_blocks_and_memory_are_what_is_compiled(exported: Artifact, ids: tuple[i
             assert engine.cache_blocks * engine.block_bytes <= 64 * 2**20
             assert engine.memory().weights_bytes > 134_500_000 * 4 - 2**20
     assert BLOCK_TOKENS == 32
+
+
+def test_threads_of_the_engine_are_not_those_of_its_process(exported: Artifact) -> None:
+    settings = EngineSettings(engine="openvino", threads=2, scheduler=SchedulerSettings(threads=1))
+    with open_engine(exported, settings) as engine:
+        compiled = ov.Core().compile_model(exported.folder / "openvino_model.xml", "CPU", engine.properties)
+        assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+        assert torch.get_num_threads() == 2
 
 
 def test_generation_counts_times_and_eos(exported: Artifact, ids: tuple[int, ...]) -> None:

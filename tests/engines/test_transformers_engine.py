@@ -98,5 +98,7 @@ def test_a_gpu_scores_and_generates_what_the_cpu_does(checkpoint: Artifact) -> N
 
 
 def test_engines_without_a_gpu_path_refuse_one() -> None:
+    with pytest.raises(ValueError, match=r"scheduler\.threads is not offered by engine: transformers"):
+        EngineSettings(engine="transformers", scheduler=SchedulerSettings(threads=1))
     with pytest.raises(ValueError, match="device: cuda is not offered by engine: openvino"):
         EngineSettings(engine="openvino", device="cuda")
