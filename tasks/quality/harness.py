@@ -10,7 +10,7 @@ import logging
 import os
 import random
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -183,6 +183,7 @@ class TaskSet:
         *,
         max_tokens: int,
         after: int = 0,
+        among: Collection[str] | None = None,
         partial: Path | None = None,
     ) -> Scored:
         """Score the first items of tasks.
@@ -193,6 +194,7 @@ class TaskSet:
             items: task to number of items; a task with fewer is scored whole.
             max_tokens: the model's context.
             after: items of each task that are left out, because they are scored already; fewer than there are.
+            among: of these the items with such names only; None: all.
             partial: where answers are kept as they come; one file for one candidate.
 
         Raises:
@@ -203,7 +205,8 @@ class TaskSet:
         notes: list[ItemNote] = []
         with _quiet(), ScoreLog(partial) as log:
             for name, count in items.items():
-                chosen = sorted(self._order[name][after : max(1, count)]) if self.size(name) else []
+                drawn = self._order[name][after : max(1, count)] if self.size(name) else []
+                chosen = sorted(each for each in drawn if among is None or str(each) in among)
                 answers = EngineAnswers(engine, tokenizer, max_tokens, log)
                 found = self._score_task(name, chosen, answers)
                 rows += found.rows

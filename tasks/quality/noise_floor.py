@@ -35,7 +35,8 @@ class NoiseFloor(Record):
         changed: samples whose value differs at all.
         items: samples.
         alpha: one-sided level of the limit.
-        method: "counted": from the samples that changed; "leads": from how far leads moved (`tasks.quality.tipping`).
+        method: "counted": from the samples that changed; "leads": from how far leads moved; "near ties": changes were counted
+            among the items whose lead is small, the others' leads bound the rest (both `tasks.quality.tipping`).
     """
 
     task: str
@@ -44,7 +45,7 @@ class NoiseFloor(Record):
     changed: int
     items: int
     alpha: float
-    method: Literal["counted", "leads"] = "counted"
+    method: Literal["counted", "leads", "near ties"] = "counted"
 
 
 def noise_floor(first: Samples, second: Samples, *, alpha: float = 0.05) -> tuple[NoiseFloor, ...]:
@@ -88,20 +89,14 @@ def refuse_below_floor(floors: tuple[NoiseFloor, ...], margins: Margins) -> None
         )
 
 
-def _floor(kind: str, table: PairedMetric, alpha: float) -> NoiseFloor:
-    differs = table.reference != table.candidate
-    floor = 0.0
-    if kind == "accuracy":
-        floor = _changed_share(table, differs, alpha)
-    elif differs.any():
-        floor = _change(table, alpha)
-        floor = float(np.expm1(floor)) if kind == "perplexity" else floor
-    return NoiseFloor(
-        task=table.task, metric=kind, floor=floor, changed=int(differs.sum()), items=differs.size, alpha=alpha
-    )
+def changed_share(table: PairedMetric, differs: NDArray[np.bool_], alpha: float) -> float:
+    """Upper limit of the share of changed answers (Clopper & Pearson 1934), counts divided by their design effect.
 
-
-def _changed_share(table: PairedMetric, differs: NDArray[np.bool_], alpha: float) -> float:
+    Args:
+        table: the items, with their clusters.
+        differs: which of them changed, shape (items,).
+        alpha: one-sided level.
+    """
     _, codes = np.unique(table.clusters, return_inverse=True)
     changed = np.bincount(codes, differs).astype(np.float64)
     sizes = np.bincount(codes).astype(np.float64)
@@ -110,6 +105,19 @@ def _changed_share(table: PairedMetric, differs: NDArray[np.bool_], alpha: float
     )
     count, items = changed.sum() / effect, differs.size / effect
     return float(stats.beta.isf(alpha, count + 1, items - count)) if items > count else 1.0
+
+
+def _floor(kind: str, table: PairedMetric, alpha: float) -> NoiseFloor:
+    differs = table.reference != table.candidate
+    floor = 0.0
+    if kind == "accuracy":
+        floor = changed_share(table, differs, alpha)
+    elif differs.any():
+        floor = _change(table, alpha)
+        floor = float(np.expm1(floor)) if kind == "perplexity" else floor
+    return NoiseFloor(
+        task=table.task, metric=kind, floor=floor, changed=int(differs.sum()), items=differs.size, alpha=alpha
+    )
 
 
 def _change(table: PairedMetric, alpha: float) -> float:

@@ -6,14 +6,15 @@ their margins, on the sections that are probed, whichever of them moved most. It
 probed once for both. The scores behind the verdict are one of its two sides, so that only the other one is scored.
 
 A few items are probed first: how far the lead of the right choice moved, beside the leads of all judged items, bounds the answers
-that could tip (`tasks.quality.tipping`). Where that does not prove the margin, or there are no leads, the answers that change are
-counted: they are rare, so the count begins with as many items as prove a margin when nothing changes, and draws as many more as would
-prove it where something does.
+that could tip (`tasks.quality.tipping`). Where that does not prove the margin, those nearest to a tie are scored again, too: what
+changed among them is all that changed, but for a tenth of the margin. Where that does not prove it either, or there are no leads, the
+answers that change are counted: they are rare, so the count begins with as many items as prove a margin when nothing changes, and
+draws as many more as would prove it where something does.
 """
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -24,7 +25,7 @@ from tasks.quality.noise_floor import NoiseFloor, noise_floor, refuse_below_floo
 from tasks.quality.sample_set import joined_samples, samples_of
 from tasks.quality.samples import Samples
 from tasks.quality.score_log import ScoreLog
-from tasks.quality.tipping import tipping_floor
+from tasks.quality.tipping import lead_movement, near_tie_floor, near_ties, tipping_floor
 from tasks.quality.tokenizer import TextTokenizer
 from tasks.release.candidate import Candidate
 from tasks.release.gate_tasks import judged_tasks, task_set
@@ -43,9 +44,16 @@ PROBED_SECTIONS = (
     12  # spread over the gate text: a mean of all cannot move by more than the one that moved most
 )
 ALPHA = 0.05
-"""Of all draws of a task together: the first is judged at half of it, each further one at half of the one before."""
+"""Of all that is said of a task together."""
 
-LED_ITEMS = 40
+MOVEMENT_ALPHA, NEAR_ALPHA = 0.1 * ALPHA, 0.7 * ALPHA
+"""Of the limit of the leads' movement, and of the count among near ties. Draws without leads have the rest of it or, where no answer
+has a lead, all: the first is judged at half of that, each further one at half of the one before."""
+
+UNSEEN = 0.1
+"""Of the margin: what may tip of the items that are not near a tie."""
+
+LED_ITEMS = 24
 """Items whose leads are watched first."""
 
 NO_MARGIN = 0.5
@@ -156,13 +164,18 @@ def _of_task(
     judged = len({row.item for row in first.rows})
     asked = min(LED_ITEMS, judged)
     parts = [_task(workspace, candidate, engines[1], name, asked, 0)]
-    level = ALPHA / 2
-    led = tipping_floor(first, parts[0], alpha=level)
-    if led is not None and led.floor < margin:
-        return (led,)
-    level /= 2
-    # So many prove the margin where nothing changes: (1 - margin)^n is below the level.
-    count = max(asked, min(math.ceil(math.log(level) / math.log1p(-margin)) + 1, size))
+    movement = lead_movement(first, parts[0], alpha=MOVEMENT_ALPHA)
+    level = (ALPHA if movement is None else ALPHA - MOVEMENT_ALPHA - NEAR_ALPHA) / 2
+    count = max(asked, min(_fewest(level, margin), size))
+    if movement is not None:
+        near = near_ties(movement, UNSEEN * margin)
+
+        led = tipping_floor(movement)
+        if led.floor >= margin and 0 < len(near) < count - asked:
+            more = _task(workspace, candidate, engines[1], name, judged, asked, near)
+            led = near_tie_floor(movement, first, joined_samples([parts[0], more]), alpha=NEAR_ALPHA)
+        if led.floor < margin:
+            return (led,)
     while True:
         if count > asked:
             parts.append(_task(workspace, candidate, engines[1], name, count, asked))
@@ -170,13 +183,18 @@ def _of_task(
         if count > judged:
             more = _task(workspace, candidate, engines[0], name, count, judged)
             first, judged = joined_samples([first, more]), count
-        found = noise_floor(_of_same(first, again), again, alpha=level)
-        worst = max((floor.floor for floor in found), default=0.0)
+        floors = noise_floor(_of_same(first, again), again, alpha=level)
+        worst = max((floor.floor for floor in floors), default=0.0)
         if count == size or worst < margin:
-            return found
+            return floors
         level /= 2
         # With as many changes among them, so many items would prove the margin.
         asked, count = count, min(max(count + 1, math.ceil(MORE * count * worst / margin)), size)
+
+
+def _fewest(level: float, margin: float) -> int:
+    """Items that prove the margin where none of them changes: (1 - margin)^n is below the level."""
+    return math.ceil(math.log(level) / math.log1p(-margin)) + 1
 
 
 def _of_same(known: Samples, again: Samples) -> Samples:
@@ -193,11 +211,17 @@ def _text(workspace: Workspace, candidate: Candidate, engine: Engine) -> Samples
 
 
 def _task(
-    workspace: Workspace, candidate: Candidate, engine: Engine, name: str, items: int, after: int
+    workspace: Workspace,
+    candidate: Candidate,
+    engine: Engine,
+    name: str,
+    items: int,
+    after: int,
+    among: Collection[str] | None = None,
 ) -> Samples:
-    """The items of a task from `after` on, `items` in all."""
+    """The items of a task from `after` on, `items` in all; of these the ones that are named."""
     folder = workspace.store.open(candidate.artifact).folder
     scored = task_set(workspace).score(
-        engine, TextTokenizer(folder), {name: items}, max_tokens=context_tokens(folder), after=after
-    )
+        engine, TextTokenizer(folder), {name: items}, max_tokens=context_tokens(folder), after=after, among=among
+    )  # fmt: skip
     return samples_of(scored.rows, scored.notes)

@@ -11,11 +11,12 @@ from configs.quality import Margins
 from tasks.quality.sample_set import samples_of
 from tasks.quality.samples import ItemNote, Samples
 from tasks.release import noise_probe
-from tasks.release.noise_probe import Noise, OtherBatches
+from tasks.release.noise_probe import LED_ITEMS, Noise, OtherBatches
 from tests.quality.test_gate import answers, text
 
 JUDGED, SIZE = 150, 600
 MARKED = 10**6  # no item: the side that is asked again says True to it
+COUNT = 123  # of which none changes, at half of 5 %, a share of 3 points: (1 - 0.03)^122 < 0.025
 ENGINE = object()
 Asked = list[tuple[str, int, int]]
 
@@ -33,11 +34,19 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], bool]], 
         asked: Asked = []
 
         def task(
-            workspace: object, candidate: object, engine: object, name: str, items: int, after: int
-        ) -> Samples:
+            workspace: object, candidate: object, engine: object, name: str, items: int, after: int,
+            among: frozenset[str] | None = None,
+        ) -> Samples:  # fmt: skip
             again = isinstance(engine, OtherBatches)
+            found = scored(after, items, changes if again else lambda item: False)
+            if among is not None:
+                asked.append(("near", after, len(among)))
+                return samples_of(
+                    (row for row in found.rows if row.item in among),
+                    (note for note in found.notes if note.item in among),
+                )
             asked.append(("again" if again else "first", after, items))
-            return scored(after, items, changes if again else lambda item: False)
+            return found
 
         nats = np.full(64, 3.0)
         judged = scored(0, JUDGED, lambda item: False)
@@ -56,46 +65,63 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], bool]], 
 
 def test_where_nothing_changes_the_judged_items_are_asked_once_more_and_no_others(probe) -> None:
     found, asked = probe(lambda item: False)
-    assert asked == [("again", 0, 40), ("again", 40, 145)]
+    assert asked == [("again", 0, LED_ITEMS), ("again", LED_ITEMS, COUNT)]
     floors = {floor.metric: floor for floor in found.floors}
     accuracy = floors["accuracy"]
-    assert (accuracy.items, accuracy.changed) == (145, 0)
+    assert (accuracy.items, accuracy.changed) == (COUNT, 0)
     assert 0.02 < accuracy.floor < 0.03
     perplexity = floors["perplexity"]
     assert (perplexity.items, perplexity.changed) == (12, 12)
     assert 0 < perplexity.floor < 1e-3
 
 
-@pytest.mark.parametrize(("moved_nats", "asked_items"), [(0.02, [40]), (1.0, [40, 145])])
-def test_leads_that_hardly_move_prove_the_margin_on_a_few_items(
-    probe, monkeypatch, moved_nats, asked_items
+@pytest.mark.parametrize(
+    ("moved_nats", "tipped", "steps", "method"),
+    [
+        (0.02, (), ["again"], "leads"),
+        (1.0, (), ["again", "near"], "near ties"),
+        (1.0, (60, 70, 80, 90), ["again", "near", "again", "first", "again", "first"], "counted"),
+    ],
+)
+def test_a_few_items_prove_the_margin_where_leads_hardly_move_and_near_ties_where_they_do_not_tip(
+    probe, monkeypatch, moved_nats, tipped, steps, method
 ) -> None:
-    """Every item leads by 2 nats: a movement of 0.02 tips none, one of 1 could."""
+    """Every item leads by 2 nats: a movement of 0.02 tips none; one of 1 could, and where it does answers are counted."""
 
     def with_leads(after: int, items: int, changes: Callable[[int], bool]) -> Samples:
         rows = plain(after, items, changes).rows
         again = changes(MARKED)
-        leads = (2 + (moved_nats * (-1) ** int(row.item) if again else 0) for row in rows)
+        moved = (moved_nats * (-1) ** int(row.item) if again else 0.0 for row in rows)
         notes = (
-            ItemNote(task=row.task, item=row.item, item_hash=row.item_hash, prompt="?", margin_nats=lead)
-            for row, lead in zip(rows, leads, strict=True)
-        )
+            ItemNote(
+                task=row.task, item=row.item, item_hash=row.item_hash, prompt="?",
+                margin_nats=2 + by if row.value else -0.1,
+            )
+            for row, by in zip(rows, moved, strict=True)
+        )  # fmt: skip
         return samples_of(rows, notes)
 
     plain = scored
     monkeypatch.setitem(globals(), "scored", with_leads)
-    found, asked = probe(lambda item: item == MARKED)
-    assert [items for who, _, items in asked if who == "again"] == asked_items
+    found, asked = probe(lambda item: item in (MARKED, *tipped))
+    assert [who for who, *_ in asked] == steps
     (accuracy,) = (floor for floor in found.floors if floor.metric == "accuracy")
-    assert accuracy.method == ("leads" if len(asked_items) == 1 else "counted")
+    assert (accuracy.method, accuracy.changed) == (method, len(tipped))
+    assert accuracy.floor < 0.03
+    assert accuracy.alpha <= noise_probe.ALPHA
 
 
 def test_where_answers_change_as_many_more_are_drawn_as_would_prove_the_margin(probe) -> None:
     found, asked = probe(lambda item: item in (5, 50))
-    # 2 of 145 do not prove 3 points, 2 of about 300 do: only what is new is asked, of the gate's side what it had not judged
+    # 2 of 123 do not prove 3 points, 2 of about 270 do: only what is new is asked, of the gate's side what it had not judged
     last = asked[-1][2]
-    assert asked == [("again", 0, 40), ("again", 40, 145), ("again", 145, last), ("first", JUDGED, last)]
-    assert 280 <= last <= 320
+    assert asked == [
+        ("again", 0, LED_ITEMS),
+        ("again", LED_ITEMS, COUNT),
+        ("again", COUNT, last),
+        ("first", JUDGED, last),
+    ]
+    assert 255 <= last <= 300
     (accuracy,) = (floor for floor in found.floors if floor.metric == "accuracy")
     assert (accuracy.items, accuracy.changed) == (last, 2)
     assert accuracy.floor < 0.03
