@@ -41,6 +41,12 @@ class LoraSettings(Section):
     rank: int = Field(16, ge=1)
     alpha: float = Field(32, gt=0, description="scale is alpha / rank")
     rank_stabilized: bool = Field(False, description="scale is alpha / sqrt(rank) instead")
+    b_rate_ratio: float = Field(
+        1.0,
+        ge=1,
+        le=64,
+        description="learning rate of the second matrix (B, which starts at zero) over that of the first (LoRA+); 1: plain",
+    )
     init: Literal["zero", "loftq"] = Field(
         "zero",
         description="zero: the adapter starts without effect; loftq: at the best low-rank repair of what NF4 lost (qlora)",
@@ -75,8 +81,13 @@ class LoraSettings(Section):
 
     @property
     def label(self) -> str:
-        """Readable and short: "lora", "qlora-loftq-rs"."""
-        parts = [self.method, "loftq" if self.init == "loftq" else "", "rs" if self.rank_stabilized else ""]
+        """Readable and short: "lora", "qlora-loftq-rs", "lora-plus"."""
+        parts = [
+            self.method,
+            "loftq" if self.init == "loftq" else "",
+            "rs" if self.rank_stabilized else "",
+            "plus" if self.b_rate_ratio > 1 else "",
+        ]
         return "-".join(filter(None, parts))
 
     def adapts(self, layer: str) -> bool:

@@ -2,7 +2,8 @@
 
 The frozen base is held in bf16 when the training is in bf16: half the memory, and no weight is cast again
 in every step (autocast caches casts of trained weights only). The adapter's own matrices stay in float32.
-Gradient checkpointing is off unless a limit asks for it (`tasks.training.memory_saving`).
+Gradient checkpointing is off unless a limit asks for it (`tasks.training.memory_saving`). The second matrix may learn faster than the
+first: it starts at zero, and at one rate for both it is the slower one (LoRA+: Hayou et al. 2024, arXiv:2402.12354).
 """
 
 import shutil
@@ -82,7 +83,10 @@ def train_adapter(
             model.gradient_checkpointing_enable({"use_reentrant": False})
         watched = pack_held_out(held_out, tokenizer, training.sequence_tokens)
         with with_kernels(model, lora.kernels) as model:
-            log = train(model, text, training, _next_token_loss, scratch, memory, watched)
+            log = train(
+                model, text, training, _next_token_loss, scratch, memory, watched,
+                lambda name: lora.b_rate_ratio if ".lora_B." in name else 1.0,
+            )  # fmt: skip
     if repair:
         take_out_repair(model, repair)
     adapter = model.peft_config["default"]

@@ -32,6 +32,7 @@ from tasks.training.packing import PackedText
 
 # The loss of a batch: tokens (B, T + 1) and positions (B, T) to a scalar.
 BatchLoss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+RateRatio = Callable[[str], float]
 
 
 def train(
@@ -42,6 +43,7 @@ def train(
     scratch: Path,
     memory: MemoryPeak,
     held_out: PackedText | None = None,
+    rate_ratio: RateRatio = lambda name: 1.0,
 ) -> TrainingLog:
     """Train the parameters of `model` that require a gradient; the model holds the result.
 
@@ -58,6 +60,7 @@ def train(
             caller names it after those inputs, and deletes it once the result is written.
         memory: running since before the model was loaded.
         held_out: sequences that are not trained on; None: nothing is looked at.
+        rate_ratio: learning rate of a parameter over that of the settings, by its name.
 
     Raises:
         TrainingError: a loss or gradient was not finite and there is no good state, or nothing is trainable.
@@ -70,7 +73,7 @@ def train(
         raise TrainingError("no parameter is trainable; name linear layers of this model in target_modules")
     rows = [{"tokens": t, "positions": p} for t, p in zip(text.tokens, text.positions, strict=True)]
     watch = _Watch()
-    trainer = _LossTrainer(loss, settings, model, scratch, rows)
+    trainer = _LossTrainer(loss, settings, model, scratch, rows, rate_ratio)
     trainer.add_callback(CheckpointDisk(model, settings, scratch, looks=held_out is not None))
     looks = None if held_out is None else _held_out(trainer, model, held_out, scratch)
     trainer.add_callback(watch)  # after the looks, whose time is not that of the steps
@@ -130,10 +133,26 @@ class _LossTrainer(Trainer):  # type: ignore[misc]
         model: Any,
         scratch: Path,
         rows: list[dict[str, Tensor]],
+        rate_ratio: RateRatio,
     ) -> None:
         super().__init__(model=model, args=_arguments(settings, scratch), train_dataset=rows)
         self.remove_callback(PrinterCallback)  # it prints every step to stdout
-        self._loss, self.settings = loss, settings
+        self._loss, self.settings, self._rate_ratio = loss, settings, rate_ratio
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Trainer's own, its groups divided by the rate of their parameters; the logged rate is that of the slowest."""
+        optimizer = super().create_optimizer(model)
+        ratios = {parameter: self._rate_ratio(name) for name, parameter in self.model.named_parameters()}
+        optimizer.param_groups[:] = [
+            group
+            | {
+                "params": [each for each in group["params"] if ratios[each] == ratio],
+                "lr": group["lr"] * ratio,
+            }
+            for group in optimizer.param_groups
+            for ratio in sorted({ratios[each] for each in group["params"]})
+        ]
+        return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         warmup_steps = math.ceil(self.settings.warmup_fraction * num_training_steps)

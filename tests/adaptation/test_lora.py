@@ -3,6 +3,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_llama import TEXTS, as_artifact, tiny_llama
 
 from configs.training import LoraSettings, TrainingSettings
@@ -58,6 +59,22 @@ def test_trained_merged_and_loaded_again_it_says_what_base_and_adapter_say(
     torch.testing.assert_close(
         logits(load_model(merged, torch.float32), tokenizer), unmerged, atol=1e-4, rtol=0
     )
+
+
+def test_the_second_matrix_learns_faster_by_its_ratio(tiny: Artifact, tmp_path: Path) -> None:
+    """AdamW's first step moves every value by its rate; the first matrix has no gradient yet, because the second is zero."""
+    one_step = TRAINING.model_copy(update={"steps": 1, "warmup_fraction": 0.0})
+    moved = {}
+    for ratio in (1.0, 8.0):
+        adapter = tmp_path / f"adapter-{ratio:g}"
+        adapter.mkdir()
+        lora = LoraSettings(method="lora", rank=4, alpha=8, b_rate_ratio=ratio)
+        log = train_adapter(tiny, TEXTS, lora, one_step, adapter, tmp_path / "scratch")
+        assert log.learning_rates == (TRAINING.learning_rate,)
+        weights = load_file(adapter / "adapter_model.safetensors")
+        moved[ratio] = max(weight.abs().max().item() for name, weight in weights.items() if "lora_B" in name)
+    assert moved[1.0] == pytest.approx(TRAINING.learning_rate, rel=1e-3)
+    assert moved[8.0] == pytest.approx(8 * TRAINING.learning_rate, rel=1e-3)
 
 
 def test_the_merged_checkpoint_keeps_the_dtype_of_its_base(tiny: Artifact, tmp_path: Path) -> None:

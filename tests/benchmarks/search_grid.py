@@ -2,7 +2,8 @@
 
 A row is appended to a file in the store as it comes, so that the grid can be measured in several runs. What several candidates are
 built from (the grids of 4-bit GPTQ) is timed on its own: a search pays for it once. The source's export is not counted: scoring the
-source makes it before any search begins.
+source makes it before any search begins. At the end every candidate is measured in full, which no search is told: what a front is worth
+is not to depend on how lucky a short run was.
 """
 
 import json
@@ -52,8 +53,12 @@ CONFIG = Config(
     requests=RequestSettings(max_new_tokens=16, one_stream_new_tokens=24, repeats=3),
     quantize=SETTINGS,
 )
+FULL_REPEATS = (3, 4)
+"""Of the full measurements, each of all candidates in turn; the store knows them apart by their number."""
 ROW_SECONDS = {"none": 25.0, "awq+scale_estimation": 120.0, "gptq": 220.0}
 """A row is not begun with less time left."""
+FULL_SECONDS = 20.0
+"""Nor is a full measurement."""
 Made = TypeVar("Made")
 
 
@@ -71,6 +76,7 @@ class GridRow(Record):
         size_bytes: of the artifact's largest file, the weights.
         speed_s: a short run of the requests, the engine's start included.
         decode, throughput: its tokens a second, one stream and all in flight.
+        full: tokens a second of the full measurements, (one stream, all in flight) each; no search is told.
         others_share: of the processor time while the row was measured, what other processes took; None where nobody looked.
     """
 
@@ -85,6 +91,7 @@ class GridRow(Record):
     speed_s: float
     decode: float
     throughput: float
+    full: tuple[tuple[float, float], ...] = ()
     others_share: float | None = None
 
 
@@ -93,7 +100,8 @@ def read_rows(workspace: Workspace) -> list[GridRow]:
     file = _rows_file(workspace)
     if not file.is_file():
         return []
-    return [GridRow.model_validate_json(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = [GridRow.model_validate_json(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return list({row.name: row for row in rows}.values())
 
 
 def open_workspace() -> Workspace:
@@ -135,10 +143,35 @@ def measure_grid(workspace: Workspace, minutes: float) -> bool:
             continue
         row = _measured(workspace, option, built)
         done[row.name] = row
-        with _rows_file(workspace).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row.model_dump()) + "\n")
-        print(row.model_dump_json(), flush=True)
-    return len(done) == len(options)
+        _keep(workspace, row)
+    if len(done) < len(options):
+        return False
+    for number, repeats in enumerate(FULL_REPEATS, 1):
+        for option in options:
+            row, left_s = done[option.name], 60 * minutes - (time.monotonic() - began_s)
+            if len(row.full) >= number:
+                continue
+            if left_s < FULL_SECONDS:
+                return False
+            done[row.name] = row.model_copy(
+                update={"full": (*row.full, _in_full(workspace, option, repeats))}
+            )
+            _keep(workspace, done[row.name])
+    return True
+
+
+def _in_full(workspace: Workspace, option: Option, repeats: int) -> tuple[float, float]:
+    candidate = make_candidate(workspace, workspace.source, option.engine, option.weights)
+    requests = workspace.config.requests.model_copy(update={"repeats": repeats})
+    measured = measure_on(workspace, candidate, requests).performance
+    return measured.decode_tokens_per_s, measured.throughput_tokens_per_s
+
+
+def _keep(workspace: Workspace, row: GridRow) -> None:
+    """Append it; of a candidate's rows the last one counts."""
+    with _rows_file(workspace).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row.model_dump()) + "\n")
+    print(row.model_dump_json(), flush=True)
 
 
 def _measured(workspace: Workspace, option: Option, built: set[str]) -> GridRow:

@@ -4,8 +4,10 @@ Both take the same steps at the same price: a build once, what it shares once, s
 one option after another; it has nothing to decide by.
 """
 
+import itertools
 import math
 import random
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -100,11 +102,13 @@ def _is_within(row: GridRow) -> bool:
 
 
 def _speed(row: GridRow) -> float:
-    return mean_speed(row.decode, row.throughput)
+    """What it is worth: by the full measurements, where there are any."""
+    runs = row.full or ((row.decode, row.throughput),)
+    return math.exp(statistics.mean(math.log(mean_speed(*run)) for run in runs))
 
 
-def areas(grid: Grid, events: Sequence[Event], at_s: float) -> tuple[float, float]:
-    """Hypervolume at a time, of speed against divergence and of bytes against divergence, each over the whole grid's."""
+def areas(grid: Grid, events: Sequence[Event], at_s: float) -> tuple[float, float, float]:
+    """Hypervolume at a time of speed against divergence, of bytes against divergence, and of all three, over the whole grid's."""
     known = [event.step for event in events if event.at_s <= at_s]
     timed = [grid[step.option.name] for step in known if step.kind == "time"]
     screened = [grid[step.option.name] for step in known if step.kind == "screen"]
@@ -112,18 +116,33 @@ def areas(grid: Grid, events: Sequence[Event], at_s: float) -> tuple[float, floa
     return (
         hypervolume(pareto(_fast(timed, every))) / hypervolume(pareto(_fast(every, every))),
         hypervolume(pareto(_small(screened, every))) / hypervolume(pareto(_small(every, every))),
+        _volume(_worth(timed, every)) / _volume(_worth(every, every)),
     )
 
 
 def _fast(rows: Sequence[GridRow], every: Sequence[GridRow]) -> list[tuple[float, float]]:
-    slowest = 0.9 * min(map(_speed, every))
-    return [(math.log(_speed(row) / slowest), _near(row, every)) for row in rows]
+    return [(fast, near) for fast, _, near in _worth(rows, every)]
 
 
 def _small(rows: Sequence[GridRow], every: Sequence[GridRow]) -> list[tuple[float, float]]:
+    return [(small, near) for _, small, near in _worth(rows, every)]
+
+
+def _worth(rows: Sequence[GridRow], every: Sequence[GridRow]) -> list[tuple[float, float, float]]:
+    """Speed, smallness and nearness to the source: logarithms above what is a tenth worse than the worst of the grid."""
+    slowest = 0.9 * min(map(_speed, every))
     largest = 1.1 * max(row.size_bytes for row in every)
-    return [(math.log(largest / row.size_bytes), _near(row, every)) for row in rows]
+    furthest = 1.1 * max(row.nats for row in every)
+    return [
+        (math.log(_speed(row) / slowest), math.log(largest / row.size_bytes), math.log(furthest / row.nats))
+        for row in rows
+    ]
 
 
-def _near(row: GridRow, every: Sequence[GridRow]) -> float:
-    return math.log(1.1 * max(each.nats for each in every) / row.nats)
+def _volume(points: Sequence[tuple[float, float, float]]) -> float:
+    """Of three objectives: the areas of the first two, in slices of the third."""
+    levels = sorted({near for *_, near in points})
+    return sum(
+        (level - below) * hypervolume(pareto((fast, small) for fast, small, near in points if near >= level))
+        for below, level in itertools.pairwise([0.0, *levels])
+    )
