@@ -141,7 +141,7 @@ class _LossTrainer(Trainer):  # type: ignore[misc]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Trainer's own, its groups divided by the rate of their parameters; the logged rate is that of the slowest."""
-        optimizer = super().create_optimizer(model)
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         ratios = {parameter: self._rate_ratio(name) for name, parameter in self.model.named_parameters()}
         optimizer.param_groups[:] = [
             group

@@ -2,7 +2,8 @@
 
 Work: rank-16 LoRA on all linear layers of the demo model at a peak rate of 2e-4 without warm-up, chats of
 `instruct/sft_mix_train.jsonl` under the model's template that have at most LONGEST tokens, so that neither side cuts any. The peer pads
-batches of 4 chats; ours packs sequences of TOKENS, which are about as many real ones, in STEPS steps; both see the same number.
+batches of 4 chats; ours packs sequences of TOKENS, which are about as many real ones, in STEPS steps, and its second matrix learns
+RATIO times as fast as the first (LoRA+; 1: as the peer); both see the same number of tokens.
 Loss: nats a token over such chats of `sft_mix_valid.jsonl`, each alone, as both sides train them, computed in float32 by one function.
 Intervals are over chats, paired; SEEDS trainings.
 """
@@ -38,6 +39,7 @@ DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "instruct"
 STEPS, SEEDS, THREADS = int(os.environ.get("STEPS", "53")), int(os.environ.get("SEEDS", "2")), 2
 SEQUENCES, CHATS, TOKENS, LONGEST = 1, 4, 462, 240
 LORA = LoraSettings(method="lora", rank=16, alpha=32)
+RATIO = float(os.environ.get("RATIO", "4"))
 Ids = Sequence[Sequence[int]]
 
 
@@ -85,7 +87,8 @@ def _ours(checkpoint: Artifact, texts: Sequence[str], folder: Path, seed: int) -
     )  # fmt: skip
     out = folder / f"adapter-{seed}"
     out.mkdir()
-    log = train_adapter(checkpoint, texts, LORA, training, out, folder / f"scratch-{seed}")
+    lora = LORA.model_copy(update={"b_rate_ratio": RATIO})
+    log = train_adapter(checkpoint, texts, lora, training, out, folder / f"scratch-{seed}")
     print(f"ours, seed {seed}: {log.tokens} tokens in {log.seconds:.0f} s", flush=True)
     return peft.PeftModel.from_pretrained(load_model(checkpoint.folder, torch.float32), out)
 
