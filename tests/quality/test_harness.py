@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from tasks.quality.harness import TaskSet
 from tasks.quality.pack.write import write_pack
 from tasks.quality.quality_error import QualityError
 from tasks.quality.sample_set import joined_samples, samples_of
+from tasks.quality.samples import Sample
 from tasks.quality.score_log import ScoreLog
 from tasks.quality.tokenizer import TextTokenizer
 
@@ -74,6 +76,22 @@ def test_what_a_look_adds_is_scored_as_if_all_were_asked_at_once(
     whole = samples_of(looks["whole"].rows, looks["whole"].notes)
     assert (joined.rows, joined.items_digest) == (whole.rows, whole.items_digest)
     assert len(joined.notes) == len(whole.notes) == 40
+
+
+def test_named_items_alone_are_scored_as_among_all(tiny_engine, tiny_checkpoint: Path, gate: Path) -> None:
+    tasks, text = TaskSet(NAMES, include=gate, seed=0), TextTokenizer(tiny_checkpoint)
+    every = tasks.score(tiny_engine, text, {NAMES[0]: 20}, max_tokens=256).rows
+    names = {row.item for row in every}
+    wanted = set(sorted(names)[::3])
+    part = tasks.score(tiny_engine, text, {NAMES[0]: 20}, max_tokens=256, among=wanted).rows
+    first = {row.item for row in tasks.score(tiny_engine, text, {NAMES[0]: 8}, max_tokens=256).rows}
+    rest = tasks.score(tiny_engine, text, {NAMES[0]: 20}, max_tokens=256, after=8, among=wanted).rows
+
+    def ordered(rows: Iterable[Sample]) -> list[Sample]:
+        return sorted(rows, key=lambda row: (row.metric, row.item))
+
+    assert ordered(part) == ordered(row for row in every if row.item in wanted)
+    assert {row.item for row in rest} == wanted - first
 
 
 def test_standard_output_stays_clean(run, capfd: pytest.CaptureFixture[str]) -> None:
