@@ -168,9 +168,7 @@ def _of_task(
     level = (ALPHA if movement is None else ALPHA - MOVEMENT_ALPHA - NEAR_ALPHA) / 2
     count = max(asked, min(_fewest(level, margin), size))
     if movement is not None:
-        near = near_ties(movement, UNSEEN * margin)
-
-        led = tipping_floor(movement)
+        led, near = tipping_floor(movement), near_ties(movement, UNSEEN * margin)
         if led.floor >= margin and 0 < len(near) < count - asked:
             more = _task(workspace, candidate, engines[1], name, judged, asked, near)
             led = near_tie_floor(movement, first, joined_samples([parts[0], more]), alpha=NEAR_ALPHA)
