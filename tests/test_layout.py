@@ -22,7 +22,7 @@ SHARED_MODULES = {
     )
 }
 IMPORTERS = {
-    "lm_eval": {"tasks/quality/harness.py"},
+    "lm_eval": {"tasks/quality/harness.py", "tasks/quality/lm_eval_tasks.py"},
     "openvino_genai": {"tasks/engines/openvino_engine.py", "tasks/engines/openvino_adapters.py"},
 }
 

@@ -15,7 +15,7 @@ chunks too. The choices of an item have one context, and may begin alike: what t
 blocks it fills are in the block table of every choice, and the last, half-filled one is copied for each.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,20 @@ class _Sequence:
     rows: NDArray[np.int64]
     picks: NDArray[np.int64]
     targets: NDArray[np.int64]
+
+    def scores(self, logits: NDArray[np.float32], span: NDArray[np.int64], keep: bool) -> TokenScores | None:
+        """The scores that are read from the rows of a span (first, last); None where none is.
+
+        Args:
+            logits: of these rows, shape (last - first, V).
+            span: indices into `rows`.
+            keep: put the logits into the result.
+        """
+        first, last = span
+        low, high = np.searchsorted(self.picks, (first, last))
+        if low == high:
+            return None
+        return score_logits(logits, self.targets[low:high], keep=keep, rows=self.picks[low:high] - first)
 
 
 class PagedScorer:
@@ -115,7 +129,7 @@ class PagedScorer:
         batches = batches_of_groups(
             requests,
             batch_tokens=self._batch_tokens,
-            max_targets=MAX_LOGIT_ROWS,
+            max_targets=MAX_LOGIT_ROWS if with_logits else self._batch_tokens,
             min_shared=MIN_SHARED_TOKENS,
             block_tokens=self._cache.block_tokens,
         )
@@ -182,24 +196,22 @@ class PagedScorer:
         chunk = self._chunk_tokens or max(longest, 1)
         scores: list[TokenScores | None] = [None] * len(sequences)
         for start in range(0, longest, chunk):
-            active = [i for i, s in enumerate(sequences) if len(s.tokens) > start]
-            spans = [np.searchsorted(sequences[i].rows, (start, start + chunk)) for i in active]
-            logits = self._infer([sequences[i] for i in active], start, chunk, spans)
-            begin = 0
-            for i, (first, last) in zip(active, spans, strict=True):
-                sequence = sequences[i]
-                low, high = np.searchsorted(sequence.picks, (first, last))
-                if high > low:
-                    own, rows = logits[begin : begin + last - first], sequence.picks[low:high] - first
-                    made = score_logits(own, sequence.targets[low:high], keep=with_logits, rows=rows)
-                    scores[i] = joined(scores[i], made)
-                begin += last - first
+            spans = {
+                i: np.searchsorted(s.rows, (start, start + chunk))
+                for i, s in enumerate(sequences)
+                if len(s.tokens) > start
+            }
+            for some in _within_rows(spans):
+                logits = self._infer([sequences[i] for i in some], start, chunk, [spans[i] for i in some])
+                for i, rows in zip(some, logits, strict=True):
+                    if (made := sequences[i].scores(rows, spans[i], with_logits)) is not None:
+                        scores[i] = joined(scores[i], made)
         return [_complete(made, len(s.targets)) for made, s in zip(scores, sequences, strict=True)]
 
     def _infer(
         self, sequences: Sequence[_Sequence], start: int, chunk: int, spans: Sequence[NDArray[np.int64]]
-    ) -> NDArray[np.float32]:
-        """Feed the tokens from `start` of each; the logits of the rows in `spans` of each, shape (rows, V)."""
+    ) -> list[NDArray[np.float32]]:
+        """Feed the tokens from `start` of each; for each the logits of the rows in its span, shape (rows, V)."""
         pieces = [s.tokens[start : start + chunk] for s in sequences]
         past = np.array([s.past + start for s in sequences])
         ends = past + np.array([len(piece) for piece in pieces])
@@ -226,7 +238,22 @@ class PagedScorer:
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed while scoring {len(pieces)} sequences: {error}") from error
         logits: NDArray[np.float32] = self._request.get_tensor("logits").data
-        return logits.reshape(-1, logits.shape[-1])[: len(rows)]
+        ends_of_rows = np.cumsum([last - first for first, last in spans])
+        return np.split(logits.reshape(-1, logits.shape[-1])[: len(rows)], ends_of_rows[:-1])
+
+
+def _within_rows(spans: Mapping[int, NDArray[np.int64]]) -> Iterator[list[int]]:
+    """The sequences of spans of rows in turn, in parts of at most `MAX_LOGIT_ROWS` rows."""
+    some: list[int] = []
+    total = 0
+    for each, (first, last) in spans.items():
+        if some and total + last - first > MAX_LOGIT_ROWS:
+            yield some
+            some, total = [], 0
+        some.append(each)
+        total += last - first
+    if some:
+        yield some
 
 
 def _alike(group: Sequence[ScoreRequest]) -> int:

@@ -85,27 +85,50 @@ def batches_of_groups(
 ) -> Iterator[list[list[ScoreRequest]]]:
     """Consecutive requests of one context as groups, in batches of at most `batch_tokens` tokens to feed.
 
-    A context counts once, and every sequence in whole blocks of `block_tokens`. A group that is larger than a batch is
-    cut; contexts below `min_shared` tokens are not worth sharing, their requests are groups of one.
+    A context counts once, and every sequence in whole blocks of `block_tokens`. A group stands whole in one batch, so that how it is
+    fed does not depend on what stands beside it; one that is larger than a batch is cut. Contexts below `min_shared` tokens are not
+    worth sharing, their requests are groups of one.
     """
     batch: list[list[ScoreRequest]] = []
+    tokens = targets = 0
+    for group, fed, asked in _groups(requests, batch_tokens, max_targets, min_shared, block_tokens):
+        if batch and (tokens + fed > batch_tokens or targets + asked > max_targets):
+            yield batch
+            batch, tokens, targets = [], 0, 0
+        batch.append(group)
+        tokens, targets = tokens + fed, targets + asked
+    if batch:
+        yield batch
+
+
+def _groups(
+    requests: Iterable[ScoreRequest],
+    batch_tokens: int,
+    max_targets: int,
+    min_shared: int,
+    block_tokens: int,
+) -> Iterator[tuple[list[ScoreRequest], int, int]]:
+    """Consecutive requests of one context, none larger than a batch; of each its tokens to feed and its targets."""
+    group: list[ScoreRequest] = []
     tokens = targets = 0
     for request in requests:
         if not request.context or not request.targets:
             raise EngineError("a score request needs at least one context token and one target")
-        same = batch and batch[-1][0].context == request.context and len(request.context) >= min_shared
-        new, more = not same, len(request.targets)
-        added = -(-(more + len(request.context) if new else more) // block_tokens) * block_tokens
-        if batch and (tokens + added > batch_tokens or targets + more > max_targets):
-            yield batch
-            batch, tokens, targets, new = [], 0, 0, True
-            added = -(-(more + len(request.context)) // block_tokens) * block_tokens
-        if new:
-            batch.append([])
-        batch[-1].append(request)
+        more, context = len(request.targets), len(request.context)
+        same = group and group[-1].context == request.context and context >= min_shared
+        added = _in_blocks(more if same else context + more, block_tokens)
+        if group and (not same or tokens + added > batch_tokens or targets + more > max_targets):
+            yield group, tokens, targets
+            group, tokens, targets = [], 0, 0
+            added = _in_blocks(context + more, block_tokens)
+        group.append(request)
         tokens, targets = tokens + added, targets + more
-    if batch:
-        yield batch
+    if group:
+        yield group, tokens, targets
+
+
+def _in_blocks(tokens: int, block_tokens: int) -> int:
+    return -(-tokens // block_tokens) * block_tokens
 
 
 def batches_by_tokens(

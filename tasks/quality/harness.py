@@ -1,5 +1,5 @@
 # ruff: noqa: E402 - the environment must be set before lm_eval is imported
-"""lm-eval over our engines: the only importer of lm_eval.
+"""lm-eval over our engines: with `lm_eval_tasks` the only importer of lm_eval.
 
 Imported lazily, it takes seconds. lm-eval builds the requests and computes the metrics of each item; tokens
 are scored by the engine under test. Its own statistics (standard errors, bootstrap) are not used, and neither
@@ -13,7 +13,6 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +30,19 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
-from lm_eval.tasks import TaskManager
-from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from yaml import YAMLError
 
 from tasks.engines.protocol import Engine, EngineError, ScoreRequest
 from tasks.quality.engine_answers import EngineAnswers
-from tasks.quality.few_shot import seed_examples
 from tasks.quality.item_notes import item_note
 from tasks.quality.item_rows import item_hash, item_samples
+from tasks.quality.lm_eval_tasks import load_tasks, one_line
 from tasks.quality.quality_error import QualityError
 from tasks.quality.samples import ItemNote, Sample
 from tasks.quality.score_log import ScoreLog
 from tasks.quality.task_items import check_fields, check_ids
 from tasks.quality.tokenizer import TextTokenizer
 
-# What lm-eval lets through when it builds a task from a broken definition or from data that does not fit it.
-TASK_FAULTS = (TemplateError, ValueError, LookupError, TypeError, AttributeError, OSError)
 FIELD_SETTINGS = ("doc_to_text", "doc_to_choice", "doc_to_target")
 
 
@@ -137,7 +131,7 @@ class TaskSet:
             QualityError: a task that is unknown, cannot be built or had, has no items, or has an id twice.
         """
         with _quiet():
-            self._tasks = _load(names, include)
+            self._tasks = load_tasks(names, include)
         self.names = tuple(self._tasks)
         self._order: dict[str, list[int]] = {}
         for name, task in self._tasks.items():
@@ -227,9 +221,9 @@ class TaskSet:
                 log_samples=True,
             )
         except (TemplateError, KeyError) as error:
-            raise QualityError(f"task {name}: an item does not fit its YAML ({_one_line(error)})") from error
+            raise QualityError(f"task {name}: an item does not fit its YAML ({one_line(error)})") from error
         except (QualityError, EngineError) as error:
-            raise type(error)(f"task {name}: {_one_line(error)}") from error
+            raise type(error)(f"task {name}: {one_line(error)}") from error
         if result is None:
             raise QualityError(f"task {name}: lm-eval returned no results")
         logged = result["samples"][name]
@@ -241,44 +235,6 @@ class TaskSet:
             for sample in logged
         }
         return Scored(tuple(item_samples(name, logged, asked)), tuple(notes.values()))
-
-
-def _load(names: Sequence[str], include: Path | None) -> dict[str, Task]:
-    manager = TaskManager(include_path=str(include) if include else None, include_defaults=include is None)
-    unknown = [name for name in names if name not in manager.all_tasks]
-    if unknown:
-        if include is not None:
-            _check_definitions(include)
-        near = get_close_matches(unknown[0], manager.all_tasks, n=3) or manager.all_tasks[:3]
-        raise QualityError(
-            f"quality.tasks.names: no task {unknown[0]} in {include or 'lm-eval'}; nearest: {', '.join(near)}"
-        )
-    tasks: dict[str, Task] = {}
-    for name in names:
-        try:
-            tasks |= manager.load([name])["tasks"]
-        except OSError as error:  # also every way in which the hub cannot be reached
-            raise QualityError(
-                f"task {name}: its data cannot be had ({_one_line(error)}); a task of the hub needs the network "
-                "once, or give quality.tasks.pack a folder that holds it"
-            ) from error
-        except TASK_FAULTS as error:
-            raise QualityError(
-                f"task {name} cannot be built: it has no items, or its items lack a field that its YAML "
-                f"names ({_one_line(error)})"
-            ) from error
-    for task in tasks.values():
-        seed_examples(task)
-    return tasks
-
-
-def _check_definitions(folder: Path) -> None:
-    """lm-eval skips a YAML that it cannot parse without a word; whoever looks for its task must hear of it."""
-    for path in sorted(folder.rglob("*.yaml")):
-        try:
-            load_yaml(path, resolve_func=False)
-        except (YAMLError, ValueError, OSError) as error:
-            raise QualityError(f"{path}: not a task YAML ({_one_line(error)})") from error
 
 
 def _question(task: Task, doc: Any) -> str:
@@ -293,11 +249,6 @@ def _wordings(task: Task, doc: Any) -> list[str]:
         target = task.doc_to_target(doc)
         return [f"{question} {target}" if isinstance(target, str) else question]
     return [f"{question} {choice}" for choice in task.doc_to_choice(doc)]
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, QualityError | EngineError) else f"{type(error).__name__}: {text}"
 
 
 @contextmanager

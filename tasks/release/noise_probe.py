@@ -5,6 +5,9 @@ by the batch size alone in a share of its items that lies below the accuracy mar
 their margins, on the sections that are probed, whichever of them moved most. It says nothing of other formats or engines, and it is
 probed once for both. The scores behind the verdict are one of its two sides, so that only the other one is scored.
 
+The other batches hold what has one context whole, as the engine's own do: how an item is fed does not depend on what stands beside
+it, so that on a graph without padding hardly a lead moves.
+
 A few items are probed first: how far the lead of the right choice moved, beside the leads of all judged items, bounds the answers
 that could tip (`tasks.quality.tipping`). Where that does not prove the margin, those nearest to a tie are scored again, too: what
 changed among them is all that changed, but for a tenth of the margin. Where that does not prove it either, or there are no leads, the
@@ -15,7 +18,6 @@ draws as many more as would prove it where something does.
 import logging
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 from configs.quality import Margins
@@ -40,6 +42,7 @@ from tasks.store.record import Record
 logger = logging.getLogger(__name__)
 
 OTHER_BATCH = 5  # requests of a batch the second time: neither a power of two nor what fills the engine's own
+LARGEST_BATCH = 4 * OTHER_BATCH  # where one context has so many
 PROBED_SECTIONS = (
     12  # spread over the gate text: a mean of all cannot move by more than the one that moved most
 )
@@ -69,7 +72,7 @@ class Noise(Record):
 
 
 class OtherBatches:
-    """An engine that is asked a few requests at a time."""
+    """An engine that is asked a few requests at a time, all that have one context together: so the gate feeds them, too."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -79,8 +82,14 @@ class OtherBatches:
 
     def score(self, requests: Iterable[ScoreRequest], *, with_logits: bool = False) -> Iterator[TokenScores]:
         """See `Engine.score`."""
-        asked = iter(requests)
-        while batch := list(islice(asked, OTHER_BATCH)):
+        batch: list[ScoreRequest] = []
+        for request in requests:
+            done = len(batch) >= OTHER_BATCH and request.context != batch[-1].context
+            if done or len(batch) == LARGEST_BATCH:
+                yield from self._engine.score(batch, with_logits=with_logits)
+                batch = []
+            batch.append(request)
+        if batch:
             yield from self._engine.score(batch, with_logits=with_logits)
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:

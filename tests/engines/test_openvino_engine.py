@@ -133,6 +133,20 @@ def test_scores_do_not_depend_on_batch_or_chunk(exported: Artifact, ids: tuple[i
             assert a.logits.shape == (5, 49152)
 
 
+def test_more_logits_than_are_held_at_once_come_in_parts(exported: Artifact, ids: tuple[int, ...]) -> None:
+    """Ten items of two choices of 30 tokens: 580 rows besides those of the contexts, of which 512 are held."""
+    requests = [
+        ScoreRequest(ids[start : start + 20], (first, *ids[start + 21 : start + 50]))
+        for start in range(10)
+        for first in (5, 6)
+    ]
+    with OpenVinoEngine.open(exported, _settings()) as engine:
+        whole = list(engine.score(requests))
+        apart = [next(engine.score([request])) for request in requests]
+    for a, b in zip(whole, apart, strict=True):
+        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-3)
+
+
 def test_blocks_and_memory_are_what_is_compiled(exported: Artifact, ids: tuple[int, ...]) -> None:
     for kind in ("f32", "u8", "u4"):
         with OpenVinoEngine.open(exported, _settings("f32", kind)) as engine:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tasks.engines.protocol import EngineError, ScoreRequest
-from tasks.engines.target_scores import batches_by_tokens, score_logits
+from tasks.engines.target_scores import batches_by_tokens, batches_of_groups, score_logits
 
 
 def test_closed_form_and_first_of_equal_maxima() -> None:
@@ -39,3 +39,24 @@ def test_batches_keep_order_and_limits() -> None:
     assert [len(batch) for batch in batches_by_tokens(requests[:2], batch_tokens=99, max_targets=1)] == [1, 1]
     with pytest.raises(EngineError, match="at least one"):
         list(batches_by_tokens([ScoreRequest((), (1,))], batch_tokens=8))
+
+
+def test_a_group_stands_whole_in_a_batch_where_it_fits() -> None:
+    def asked(context: int, *targets: int) -> list[ScoreRequest]:
+        return [ScoreRequest((context,) * 10, (choice,) * n) for choice, n in enumerate(targets)]
+
+    def lengths(*, batch_tokens: int = 40, max_targets: int = 99, min_shared: int = 8) -> list[list[int]]:
+        requests = asked(1, 4, 4) + asked(2, 4, 4, 4) + asked(3, 20, 20) + asked(4, 1)
+        batches = list(batches_of_groups(
+            requests, batch_tokens=batch_tokens, max_targets=max_targets, min_shared=min_shared
+        ))  # fmt: skip
+        assert [r for batch in batches for group in batch for r in group] == requests
+        assert all(len({r.context for r in group}) == 1 for batch in batches for group in batch)
+        return [[len(group) for group in batch] for batch in batches]
+
+    assert lengths() == [[2, 3], [1], [1], [1]]
+    assert lengths(max_targets=19) == [[2], [3], [1], [1], [1]]
+    assert lengths(batch_tokens=10_000) == [[2, 3, 2, 1]]
+    assert lengths(batch_tokens=10_000, min_shared=11) == [[1] * 8]
+    with pytest.raises(EngineError, match="at least one"):
+        list(batches_of_groups([ScoreRequest((1,), ())], batch_tokens=8, max_targets=8, min_shared=1))
