@@ -1,7 +1,7 @@
-"""Fronts of two objectives, the area beneath them, and the scales on which a search weighs speed, bytes and divergence.
+"""Fronts of two and three objectives, what lies beneath them, and the scales on which a search weighs speed, bytes and divergence.
 
 All scales are logarithms above a worst corner, so that a factor is worth the same anywhere, and both coordinates of a point are to be
-as large as possible. Of three objectives two fronts are kept: speed against divergence, and smallness against divergence.
+as large as possible. A search goes by two fronts first: speed against divergence, and smallness against divergence.
 """
 
 import itertools
@@ -13,6 +13,7 @@ BEST_NATS = 1e-3
 """Divergence below which nothing is worth more."""
 
 Point = tuple[float, float]
+Point3 = tuple[float, float, float]
 
 
 def pareto(points: Iterable[Point]) -> list[Point]:
@@ -35,6 +36,16 @@ def growth(front: Sequence[Point], point: Point) -> float:
     if point[0] <= 0 or point[1] <= 0 or any(x >= point[0] and y >= point[1] for x, y in front):
         return 0.0
     return hypervolume(pareto([*front, point])) - hypervolume(front)
+
+
+def volume(points: Iterable[Point3]) -> float:
+    """Between the axes and the front of three objectives, in slices of the third; coordinates below 0 count as 0."""
+    above = [point for point in points if min(point) > 0]
+    levels = sorted({third for *_, third in above})
+    return sum(
+        (level - below) * hypervolume(pareto((x, y) for x, y, third in above if third >= level))
+        for below, level in itertools.pairwise([0.0, *levels])
+    )
 
 
 def mean_speed(decode_tokens_per_s: float, throughput_tokens_per_s: float) -> float:
@@ -63,6 +74,10 @@ class Corner:
     def small(self, mib: float, nats: float) -> Point:
         """On the front of bytes against divergence."""
         return math.log(self.mib / mib), self._near(nats)
+
+    def all_three(self, log_speed: float, mib: float, nats: float) -> Point3:
+        """On the front of speed, bytes and divergence."""
+        return log_speed - self.log_speed, math.log(self.mib / mib), self._near(nats)
 
     def _near(self, nats: float) -> float:
         return math.log(self.nats / max(nats, BEST_NATS))

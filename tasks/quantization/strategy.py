@@ -5,7 +5,8 @@ another cache type for a built artifact nothing. So rungs by the amount of text,
 rungs are the formats themselves. What is known so far predicts what every other option would come out at (`prediction`), and the next
 step is the one whose expected gain of the front is largest for its predicted seconds, those of the short run that turns a screen into a
 gain of speed among them: the expected hypervolume improvement (Emmerich
-et al. 2006), of the front of speed against divergence plus that of bytes against divergence, in logarithms. Before a format that takes
+et al. 2006), of the front of speed against divergence plus that of bytes against divergence, in logarithms. Where no limit says what is
+wanted and neither front has anything to gain, what all three objectives together enclose is filled. Before a format that takes
 minutes, its round-to-nearest relative is screened: it says whether the minutes are worth it.
 
 An option takes two steps: "screen" (build it, score the search text) and "time" (a short run of requests). Once something known is
@@ -16,13 +17,13 @@ replays a table over the same code. Nothing is drawn by chance, and options are 
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from tasks.quantization.front import BEST_NATS, Corner, Point, growth, hypervolume, pareto
+from tasks.quantization.front import BEST_NATS, Corner, Point, Point3, growth, hypervolume, pareto, volume
 from tasks.quantization.options import Option
 from tasks.quantization.prediction import BUILD_SECONDS, DIVERGENCE, SPEED, Floats
 
@@ -37,6 +38,8 @@ _NODES, _SHARES = (-math.sqrt(3), 0.0, math.sqrt(3)), (1 / 6, 2 / 3, 1 / 6)
 
 StepKind = Literal["screen", "time"]
 Fronts = tuple[Sequence[Point], Sequence[Point]]
+Expected = tuple[float, float]
+"""Mean and standard deviation of a logarithm."""
 
 
 @dataclass(frozen=True)
@@ -141,18 +144,32 @@ class Strategy:
         nats = DIVERGENCE.predict(self.options, self.nats, self._estimated_nats)
         speed = SPEED.predict(self.options, self.speed)
         corner = self._corner(speed[0])
+
+        def beyond(
+            least: float, gain_of: Callable[[Option, Expected, Expected], float]
+        ) -> list[tuple[float, Step]]:
+            steps = ((number, self._open_step(option)) for number, option in enumerate(self.options))
+            gains = (
+                (
+                    gain_of(self.options[n], (nats[0][n], nats[1][n]), (speed[0][n], speed[1][n])),
+                    Step(kind, self.options[n]),
+                )
+                for n, kind in steps
+                if kind is not None
+            )
+            return [(gain, step) for gain, step in gains if gain > least]
+
         fronts = self._fronts(corner)
         least = LEAST_GAIN * sum(hypervolume(front) for front in fronts)
-        found = []
-        for number, option in enumerate(self.options):
-            kind = self._open_step(option)
-            if kind is None:
-                continue
-            expected_nats, expected_speed = ((each[0][number], each[1][number]) for each in (nats, speed))
-            gain = self._gain(option, expected_nats, expected_speed, corner, fronts)
-            if gain > least:
-                found.append((gain, Step(kind, option)))
-        return found
+        found = beyond(least, lambda *expected: self._gain(*expected, corner, fronts))
+        if found or self.limit_nats is not None:
+            return found
+        known = [
+            corner.all_three(math.log(self.speed[each.name]), each.weights_mib, self.nats[each.name])
+            for each in self.options
+            if each.name in self.speed
+        ]
+        return beyond(0.0, lambda *expected: self._filling(*expected, corner, known))
 
     def _open_step(self, option: Option) -> StepKind | None:
         if option.name in self._failed or option.name in self.speed:
@@ -210,12 +227,12 @@ class Strategy:
     def _gain(
         self,
         option: Option,
-        log_nats: tuple[float, float],
-        log_speed: tuple[float, float],
+        log_nats: Expected,
+        log_speed: Expected,
         corner: Corner,
         fronts: Fronts,
     ) -> float:
-        """Expected growth of both fronts, were the option known. Expectations are (mean, deviation) of logarithms."""
+        """Expected growth of both fronts, were the option known."""
         fast, small = fronts
         known = self.nats.get(option.name)
         outcomes = [(1.0, known)] if known is not None else list(_outcomes(*log_nats))
@@ -226,6 +243,24 @@ class Strategy:
             for part, speed in _outcomes(*log_speed):
                 gain += share * part * growth(fast, corner.fast(math.log(speed), nats))
         return gain
+
+    def _filling(
+        self,
+        option: Option,
+        log_nats: Expected,
+        log_speed: Expected,
+        corner: Corner,
+        known: Sequence[Point3],
+    ) -> float:
+        """Expected growth of what all three objectives enclose."""
+        nats = self.nats.get(option.name)
+        outcomes = [(1.0, nats)] if nats is not None else list(_outcomes(*log_nats))
+        grown = (
+            share * part * volume([*known, corner.all_three(math.log(speed), option.weights_mib, nats)])
+            for share, nats in outcomes
+            for part, speed in _outcomes(*log_speed)
+        )
+        return sum(grown) - volume(known)
 
 
 def _outcomes(mean: float, deviation: float) -> Sequence[tuple[float, float]]:

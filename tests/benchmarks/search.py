@@ -7,8 +7,8 @@ costs (`search_replay`). Compared are hypervolumes at equal times, of the front 
 the short runs; what it found is counted by full measurements. Our strategy draws nothing: its five runs differ in the order in which
 the space is declared, and must not differ otherwise. Five random orders stand beside it, and the share of MANY that it is not behind.
 
-MINUTES (7) is what one run measures; run it again until the grid is whole, or with PARTIAL=1 to compare on what there is. REPLAY=1
-replays the grid of docs/bench/search.json.
+SPACE=second takes another space than that by which numbers of the strategy were chosen. MINUTES (7) is what one run measures; run it
+again until the grid is whole, or with PARTIAL=1 to compare on what there is. REPLAY=1 replays the grid of docs/bench.
 """
 
 import json
@@ -21,7 +21,14 @@ from collections.abc import Sequence
 from tasks.quantization.options import Option
 from tasks.quantization.survivors import SLACK
 from tests.benchmarks.report_file import FOLDER, row, write
-from tests.benchmarks.search_grid import GridRow, measure_grid, open_workspace, read_rows, space_options
+from tests.benchmarks.search_grid import (
+    SPACE,
+    GridRow,
+    measure_grid,
+    open_workspace,
+    read_rows,
+    space_options,
+)
 from tests.benchmarks.search_replay import (
     MARGIN_NATS,
     Event,
@@ -41,6 +48,8 @@ SHARES = (0.05, 0.1, 0.2, 0.33, 0.5, 0.75, 1.0)
 FRONTS = ("speed against KL", "bytes against KL", "speed, bytes and KL")
 MANY = 200
 """Random orders."""
+NAME = "search" if SPACE == "first" else f"search_{SPACE}"
+"""Of the report."""
 
 
 def main() -> None:
@@ -48,7 +57,7 @@ def main() -> None:
     workspace = open_workspace()
     options = space_options(workspace)
     if os.environ.get("REPLAY"):
-        document = json.loads((FOLDER / "search.json").read_text(encoding="utf-8"))
+        document = json.loads((FOLDER / f"{NAME}.json").read_text(encoding="utf-8"))
         rows = [GridRow.model_validate(each) for each in document["grid"]]
     else:
         whole = measure_grid(workspace, float(os.environ.get("MINUTES", "7")))
@@ -61,7 +70,7 @@ def main() -> None:
     known = [each for each in options if each.name in grid]
     report, ratios = _compared(grid, known)
     raw = [each.model_dump() for each in rows]
-    print(write("search", report, ratios, {"grid": raw}).read_text(encoding="utf-8"))
+    print(write(NAME, report, ratios, {"grid": raw}).read_text(encoding="utf-8"))
 
 
 def _compared(

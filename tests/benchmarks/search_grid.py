@@ -33,14 +33,26 @@ from tasks.release.workspace import Workspace
 from tasks.store.record import Record
 from tests.conftest import DEMO_MODEL
 
+SPACE = os.environ.get("SPACE", "first")
 _FOUR = {"engine": ["openvino"], "bits": [4], "compute": ["f32", "bf16"], "kv_cache": ["u8"], "activation_group": [32],
          "calibration_samples": 16}  # fmt: skip
-SPACE = [
-    {"engine": ["openvino", "onnxruntime"], "compute": ["f32", "bf16"], "kv_cache": ["f32", "u8"], "activation_group": [32]},
-    _FOUR | {"symmetric": [False], "calibration": ["awq+scale_estimation"], "int8_ratio": [0.0, 0.2]},
-    _FOUR | {"symmetric": [True], "calibration": ["gptq"], "max_bytes_fraction": [None, 0.18]},
-]  # fmt: skip
-SETTINGS = QuantizeSettings.model_validate({"space": SPACE})
+SPACES = {
+    "first": [
+        {"engine": ["openvino", "onnxruntime"], "compute": ["f32", "bf16"], "kv_cache": ["f32", "u8"], "activation_group": [32]},
+        _FOUR | {"symmetric": [False], "calibration": ["awq+scale_estimation"], "int8_ratio": [0.0, 0.2]},
+        _FOUR | {"symmetric": [True], "calibration": ["gptq"], "max_bytes_fraction": [None, 0.18]},
+    ],
+    "second": [
+        {"engine": ["openvino"], "symmetric": [False], "group_size": [32, 128], "compute": ["bf16"], "kv_cache": ["bf16", "u8"]},
+        {"engine": ["onnxruntime"], "symmetric": [False], "group_size": [32, 128], "kv_cache": ["f32", "u8"]},
+        {"engine": ["openvino"], "bits": [8], "symmetric": [True], "compute": ["f32", "bf16"], "kv_cache": ["bf16", "u8"]},
+        {"engine": ["onnxruntime"], "bits": [4], "symmetric": [False], "group_size": [32], "calibration": ["hqq", "k_quant"]},
+        _FOUR | {"symmetric": [False], "group_size": [128], "calibration": ["awq"], "compute": ["bf16"], "int8_ratio": [0.0, 0.2]},
+        _FOUR | {"symmetric": [False], "group_size": [32], "calibration": ["gptq"], "max_bytes_fraction": [None, 0.18]},
+    ],
+}  # fmt: skip
+"""The second has other groups, calibrations and activations than the first, by which numbers of the strategy were chosen."""
+SETTINGS = QuantizeSettings.model_validate({"space": SPACES[SPACE]})
 CONFIG = Config(
     name="search",
     model=DEMO_MODEL,
@@ -55,7 +67,14 @@ CONFIG = Config(
 )
 FULL_REPEATS = (3, 4)
 """Of the full measurements, each of all candidates in turn; the store knows them apart by their number."""
-ROW_SECONDS = {"none": 25.0, "awq+scale_estimation": 120.0, "gptq": 220.0}
+ROW_SECONDS = {
+    "none": 25.0,
+    "hqq": 40.0,
+    "k_quant": 60.0,
+    "awq": 100.0,
+    "awq+scale_estimation": 120.0,
+    "gptq": 220.0,
+}
 """A row is not begun with less time left."""
 FULL_SECONDS = 20.0
 """Nor is a full measurement."""
@@ -106,7 +125,7 @@ def read_rows(workspace: Workspace) -> list[GridRow]:
 
 def open_workspace() -> Workspace:
     """The demo model, with a store of its own below KEIRYO_HOME, so that builds are builds."""
-    home = Path(os.environ.get("KEIRYO_HOME", ".keiryo")).resolve() / "bench-search"
+    home = Path(os.environ.get("KEIRYO_HOME", ".keiryo")).resolve() / f"bench-search-{SPACE}"
     home.mkdir(parents=True, exist_ok=True)
     os.environ["KEIRYO_HOME"] = str(home)
     prepare_environment(home, hub=False, threads=CONFIG.threads)

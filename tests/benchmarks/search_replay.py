@@ -4,14 +4,13 @@ Both take the same steps at the same price: a build once, what it shares once, s
 one option after another; it has nothing to decide by.
 """
 
-import itertools
 import math
 import random
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tasks.quantization.front import hypervolume, mean_speed, pareto
+from tasks.quantization.front import hypervolume, mean_speed, pareto, volume
 from tasks.quantization.options import Option
 from tasks.quantization.strategy import Step, Strategy
 from tests.benchmarks.search_grid import GridRow
@@ -116,7 +115,7 @@ def areas(grid: Grid, events: Sequence[Event], at_s: float) -> tuple[float, floa
     return (
         hypervolume(pareto(_fast(timed, every))) / hypervolume(pareto(_fast(every, every))),
         hypervolume(pareto(_small(screened, every))) / hypervolume(pareto(_small(every, every))),
-        _volume(_worth(timed, every)) / _volume(_worth(every, every)),
+        volume(_worth(timed, every)) / volume(_worth(every, every)),
     )
 
 
@@ -137,12 +136,3 @@ def _worth(rows: Sequence[GridRow], every: Sequence[GridRow]) -> list[tuple[floa
         (math.log(_speed(row) / slowest), math.log(largest / row.size_bytes), math.log(furthest / row.nats))
         for row in rows
     ]
-
-
-def _volume(points: Sequence[tuple[float, float, float]]) -> float:
-    """Of three objectives: the areas of the first two, in slices of the third."""
-    levels = sorted({near for *_, near in points})
-    return sum(
-        (level - below) * hypervolume(pareto((fast, small) for fast, small, near in points if near >= level))
-        for below, level in itertools.pairwise([0.0, *levels])
-    )
