@@ -43,11 +43,11 @@ SPACES = {
         _FOUR | {"symmetric": [True], "calibration": ["gptq"], "max_bytes_fraction": [None, 0.18]},
     ],
     "second": [
-        {"engine": ["openvino"], "symmetric": [False], "group_size": [32, 128], "compute": ["bf16"], "kv_cache": ["bf16", "u8"]},
-        {"engine": ["onnxruntime"], "symmetric": [False], "group_size": [32, 128], "kv_cache": ["f32", "u8"]},
+        {"engine": ["openvino"], "symmetric": [False], "group_size": [16, 32], "compute": ["bf16"], "kv_cache": ["bf16", "u8"]},
+        {"engine": ["onnxruntime"], "symmetric": [False], "group_size": [16, 32], "kv_cache": ["f32", "u8"]},
         {"engine": ["openvino"], "bits": [8], "symmetric": [True], "compute": ["f32", "bf16"], "kv_cache": ["bf16", "u8"]},
         {"engine": ["onnxruntime"], "bits": [4], "symmetric": [False], "group_size": [32], "calibration": ["hqq", "k_quant"]},
-        _FOUR | {"symmetric": [False], "group_size": [128], "calibration": ["awq"], "compute": ["bf16"], "int8_ratio": [0.0, 0.2]},
+        _FOUR | {"symmetric": [False], "group_size": [32], "calibration": ["awq"], "compute": ["bf16"], "int8_ratio": [0.0, 0.2]},
         _FOUR | {"symmetric": [False], "group_size": [32], "calibration": ["gptq"], "max_bytes_fraction": [None, 0.18]},
     ],
 }  # fmt: skip

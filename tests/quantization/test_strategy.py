@@ -3,13 +3,13 @@
 import itertools
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pytest
 
 from configs.quantize import QuantizeSettings
-from tasks.quantization.front import growth, hypervolume, pareto
+from tasks.quantization.front import growth, hypervolume, pareto, volume
 from tasks.quantization.options import Option, served
 from tasks.quantization.strategy import Step, Strategy
 
@@ -128,6 +128,26 @@ def test_the_whole_front_is_found_without_trying_everything():
     assert len(tried) < 0.8 * len(everything)
 
 
+def test_where_no_limit_says_what_is_wanted_all_three_objectives_are_filled():
+    def enclosed(names: Iterable[str]) -> float:
+        return volume(
+            (
+                math.log(truth_speed(each) / 10),
+                math.log(400 / each.weights_mib),
+                math.log(3 / truth_nats(each)),
+            )
+            for each in options()
+            if each.name in names
+        )
+
+    table = Table(Strategy(options()))
+    list(table.steps())
+    assert enclosed(table.strategy.speed) >= 0.999 * enclosed([each.name for each in options()])
+    with_a_limit = Table(Strategy(options(), limit_nats=LIMIT_NATS))
+    list(with_a_limit.steps())
+    assert with_a_limit.spent_s < table.spent_s / 2
+
+
 def test_what_cannot_pass_is_not_built_once_something_can():
     table = Table(Strategy(options(), limit_nats=LIMIT_NATS))
     steps = list(table.steps())
@@ -208,3 +228,10 @@ def test_fronts_and_their_areas_are_those_of_the_closed_form():
     assert hypervolume([]) == 0
     everyone = [(x / 7, y / 5) for x, y in itertools.product(range(1, 8), range(1, 6))]
     assert hypervolume(pareto(everyone)) == pytest.approx(1.0)
+
+
+def test_the_volume_of_three_objectives_is_that_of_the_union_of_boxes():
+    assert volume([]) == 0
+    assert volume([(1, 2, 3)]) == 6
+    assert volume([(1, 2, 3), (2, 1, 1)]) == 7  # 6 + 2, less the 1 they share
+    assert volume([(1, 2, 3), (2, 1, 1), (1, 1, 1), (5, -1, 5)]) == 7
