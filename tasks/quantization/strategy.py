@@ -29,6 +29,8 @@ from tasks.quantization.prediction import BUILD_SECONDS, DIVERGENCE, SPEED, Floa
 
 LEAST_GAIN = 0.0005
 """Of the front's hypervolume: what is expected to add less is not tried."""
+LEAST_FILLING = 1e-5
+"""Of what all three objectives enclose: nothing else is left to try for then."""
 FAR_CHEAPER = 2.0
 """So many times less must a relative take to be tried first."""
 WORST_NATS = 3.0
@@ -148,16 +150,16 @@ class Strategy:
         def beyond(
             least: float, gain_of: Callable[[Option, Expected, Expected], float]
         ) -> list[tuple[float, Step]]:
-            steps = ((number, self._open_step(option)) for number, option in enumerate(self.options))
-            gains = (
-                (
-                    gain_of(self.options[n], (nats[0][n], nats[1][n]), (speed[0][n], speed[1][n])),
-                    Step(kind, self.options[n]),
-                )
-                for n, kind in steps
-                if kind is not None
-            )
-            return [(gain, step) for gain, step in gains if gain > least]
+            found = []
+            for number, option in enumerate(self.options):
+                kind = self._open_step(option)
+                if kind is None:
+                    continue
+                expected_nats, expected_speed = ((each[0][number], each[1][number]) for each in (nats, speed))
+                gain = gain_of(option, expected_nats, expected_speed)
+                if gain > least:
+                    found.append((gain, Step(kind, option)))
+            return found
 
         fronts = self._fronts(corner)
         least = LEAST_GAIN * sum(hypervolume(front) for front in fronts)
@@ -169,7 +171,9 @@ class Strategy:
             for each in self.options
             if each.name in self.speed
         ]
-        return beyond(0.0, lambda *expected: self._filling(*expected, corner, known))
+        return beyond(
+            LEAST_FILLING * volume(known), lambda *expected: self._filling(*expected, corner, known)
+        )
 
     def _open_step(self, option: Option) -> StepKind | None:
         if option.name in self._failed or option.name in self.speed:

@@ -45,7 +45,7 @@ SPACES = {
     "second": [
         {"engine": ["openvino"], "symmetric": [False], "group_size": [16, 32], "compute": ["bf16"], "kv_cache": ["bf16", "u8"]},
         {"engine": ["onnxruntime"], "symmetric": [False], "group_size": [16, 32], "kv_cache": ["f32", "u8"]},
-        {"engine": ["openvino"], "bits": [8], "symmetric": [True], "compute": ["f32", "bf16"], "kv_cache": ["bf16", "u8"]},
+        {"engine": ["openvino"], "bits": [8], "symmetric": [True], "compute": ["f32", "bf16"], "kv_cache": ["u8"]},
         {"engine": ["onnxruntime"], "bits": [4], "symmetric": [False], "group_size": [32], "calibration": ["hqq", "k_quant"]},
         _FOUR | {"symmetric": [False], "group_size": [32], "calibration": ["awq"], "compute": ["bf16"], "int8_ratio": [0.0, 0.2]},
         _FOUR | {"symmetric": [False], "group_size": [32], "calibration": ["gptq"], "max_bytes_fraction": [None, 0.18]},
