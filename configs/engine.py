@@ -106,4 +106,6 @@ class EngineSettings(Section):
             )
         if self.engine == "openvino" and self.compute == "bf16" and self.kv_cache == "f32":
             raise ValueError("kv_cache: f32 is refused by OpenVINO with compute: bf16; use bf16 or u8")
+        if self.engine == "openvino" and self.compute == "f32" and self.kv_cache == "bf16":
+            raise ValueError("kv_cache: bf16 is refused by OpenVINO with compute: f32; use f32 or u8")
         return self

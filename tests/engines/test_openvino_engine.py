@@ -200,9 +200,9 @@ def test_wrong_kind_is_unavailable(demo_checkpoint: Artifact) -> None:
 def test_a_cache_type_that_the_plugin_refuses_is_unavailable(
     exported: Artifact, ids: tuple[int, ...]
 ) -> None:
-    """f32 arithmetic with a bf16 cache passes the schema; the plugin compiles no such attention."""
+    """What the schema does not know of is refused by the plugin: it compiles no attention in f32 over a bf16 cache."""
     with (
-        OpenVinoEngine.open(exported, _settings("f32", "bf16")) as engine,
+        OpenVinoEngine.open(exported, _settings().model_copy(update={"kv_cache": "bf16"})) as engine,
         pytest.raises(EngineUnavailable, match="choose another kv_cache or compute"),
     ):
         list(engine.score([ScoreRequest(ids[:1], ids[1:2])]))
