@@ -163,7 +163,7 @@ class Strategy:
 
         fronts = self._fronts(corner)
         least = LEAST_GAIN * sum(hypervolume(front) for front in fronts)
-        found = beyond(least, lambda *expected: self._gain(*expected, corner, fronts))
+        found = beyond(least, lambda option, nats, speed: self._gain(option, nats, speed, corner, fronts))
         if found or self.limit_nats is not None:
             return found
         known = [
@@ -172,7 +172,8 @@ class Strategy:
             if each.name in self.speed
         ]
         return beyond(
-            LEAST_FILLING * volume(known), lambda *expected: self._filling(*expected, corner, known)
+            LEAST_FILLING * volume(known),
+            lambda option, nats, speed: self._filling(option, nats, speed, corner, known),
         )
 
     def _open_step(self, option: Option) -> StepKind | None:

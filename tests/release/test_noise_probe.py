@@ -1,6 +1,6 @@
 """The batch-size probe: what it asks for again, and when it asks for more."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs.quality import Margins
+from tasks.engines.protocol import ScoreRequest, TokenScores
 from tasks.quality.sample_set import samples_of
 from tasks.quality.samples import ItemNote, Samples
 from tasks.release import noise_probe
@@ -133,3 +134,17 @@ def test_where_the_margin_cannot_be_proven_all_items_are_asked(probe) -> None:
     (accuracy,) = (floor for floor in found.floors if floor.metric == "accuracy")
     assert (accuracy.items, accuracy.changed) == (SIZE, SIZE // 20)
     assert accuracy.floor > 0.05
+
+
+def test_other_batches_hold_what_has_one_context_whole() -> None:
+    class Recording:
+        def score(self, requests: list[ScoreRequest], *, with_logits: bool) -> Iterator[TokenScores]:
+            sizes.append(len(requests))
+            return iter(TokenScores(np.zeros(1, np.float32), np.ones(1, np.bool_), None) for _ in requests)
+
+    sizes: list[int] = []
+    choices = [(1, 4), (2, 4), (3, 4), (4, 30)]  # the last one has more than a batch may hold
+    requests = [ScoreRequest((context,), (choice,)) for context, count in choices for choice in range(count)]
+    scores = list(OtherBatches(Recording()).score(requests))  # type: ignore[arg-type]
+    assert len(scores) == len(requests)
+    assert sizes == [8, 20, 14]
