@@ -50,6 +50,14 @@ class WeightCandidate(Section):
             raise ValueError(
                 f"device: cuda is not offered by engine: {self.engine}; use vllm, or device: cpu"
             )
+        for each in self.kv_cache:
+            try:
+                EngineSettings(
+                    engine=self.engine, device=self.device, compute=self.compute, kv_cache=each,
+                    activation_group=self.activation_group,
+                )  # fmt: skip
+            except ValidationError as error:
+                raise ValueError(_said(error)) from error
         return self
 
 
@@ -116,7 +124,7 @@ class QuantizeSpace(Section):
                 weights = WeightSettings(**chosen)
                 engine = EngineSettings(**serving)
             except ValidationError as error:
-                yield error.errors()[0]["msg"].removeprefix("Value error, ")
+                yield _said(error)
                 continue
             serving["kv_cache"] = (engine.kv_cache,)
             yield why_impossible(weights, engine) or WeightCandidate(weights=weights, **serving)
@@ -133,3 +141,8 @@ class QuantizeSpace(Section):
 
     def _first_reason(self) -> str:
         return next(each for each in self._tried() if isinstance(each, str))
+
+
+def _said(error: ValidationError) -> str:
+    """The first of what pydantic objects to."""
+    return error.errors()[0]["msg"].removeprefix("Value error, ")

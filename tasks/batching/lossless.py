@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tasks.engines.protocol import Engine, EngineError, Generation, GenerationRequest, ScoreRequest
 from tasks.store.record import Record
 
-OTHER_BATCH = 5  # requests of a batch the second time, as in the noise probe of the gate
+OTHER_BATCH = 5  # requests of a batch the second time
 LEAST_REQUESTS = 8  # behind a tolerance, where there are so many
 
 OpenScorer = Callable[[int], AbstractContextManager[Engine]]

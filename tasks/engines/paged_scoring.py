@@ -30,7 +30,7 @@ from tasks.engines.paged_cache import PagedCache
 from tasks.engines.protocol import EngineError, EngineUnavailable, ScoreRequest, TokenScores
 from tasks.engines.target_scores import batches_of_groups, joined, part, score_logits
 
-MAX_LOGIT_ROWS = 512  # rows of logits of a batch: 100 MB at a vocabulary of 49,152
+MAX_LOGIT_ROWS = 512  # rows of logits of an inference: 100 MB at a vocabulary of 49,152
 MIN_SHARED_TOKENS = 8  # a shorter context costs less to feed again than its block to copy
 _ELEMENTWISE = ("Convert", "Add", "Multiply", "Divide", "Tanh", "Clamp", "Reshape", "Unsqueeze", "Squeeze")
 
@@ -243,7 +243,7 @@ class PagedScorer:
 
 
 def _within_rows(spans: Mapping[int, NDArray[np.int64]]) -> Iterator[list[int]]:
-    """The sequences of spans of rows in turn, in parts of at most `MAX_LOGIT_ROWS` rows."""
+    """The sequences of spans of rows in turn, in parts of at most `MAX_LOGIT_ROWS` rows, or of one sequence."""
     some: list[int] = []
     total = 0
     for each, (first, last) in spans.items():

@@ -1,6 +1,6 @@
 """Fronts of two and three objectives, what lies beneath them, and the scales on which a search weighs speed, bytes and divergence.
 
-All scales are logarithms above a worst corner, so that a factor is worth the same anywhere, and both coordinates of a point are to be
+All scales are logarithms above a worst corner, so that a factor is worth the same anywhere, and all coordinates of a point are to be
 as large as possible. A search goes by two fronts first: speed against divergence, and smallness against divergence.
 """
 

@@ -17,7 +17,7 @@ replays a table over the same code. Nothing is drawn by chance, and options are 
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -76,8 +76,11 @@ class Strategy:
     def next(self, left_s: float = math.inf) -> Step | None:
         """The step that is worth most for its time; None where none is worth it, or fits into what is left of the budget."""
         seconds = self._expected_seconds()
-        fitting = [(gain, step) for gain, step in self._worth() if seconds[step.option.name] <= left_s]
-        if not fitting:
+        of_fronts = (
+            [each for each in found if seconds[each[1].option.name] <= left_s] for found in self._worth()
+        )
+        fitting = next(filter(None, of_fronts), None)
+        if fitting is None:
             return None
         run_s = self._expected_run_s()
         _, best = max(
@@ -118,7 +121,7 @@ class Strategy:
 
     def worthwhile(self) -> list[Step]:
         """Every step that is worth its time, were there enough of it."""
-        return [step for _, step in self._worth()]
+        return list({step.option.name: step for found in self._worth() for _, step in found}.values())
 
     def better_than(self, option: Option, clearly_faster: float) -> str | None:
         """A timed option that is so many times faster, and neither larger nor further from the source; None where none is."""
@@ -139,10 +142,10 @@ class Strategy:
         mean, _ = DIVERGENCE.predict(self.options, self.nats, self._estimated_nats)
         return math.exp(mean[self.options.index(option)])
 
-    def _worth(self) -> list[tuple[float, Step]]:
-        """Every step whose expected gain counts, with that gain."""
+    def _worth(self) -> Iterator[list[tuple[float, Step]]]:
+        """Every step whose expected gain counts, with that gain: of the two fronts, then of all three objectives."""
         if not self.options:
-            return []
+            return
         nats = DIVERGENCE.predict(self.options, self.nats, self._estimated_nats)
         speed = SPEED.predict(self.options, self.speed)
         corner = self._corner(speed[0])
@@ -163,15 +166,15 @@ class Strategy:
 
         fronts = self._fronts(corner)
         least = LEAST_GAIN * sum(hypervolume(front) for front in fronts)
-        found = beyond(least, lambda option, nats, speed: self._gain(option, nats, speed, corner, fronts))
-        if found or self.limit_nats is not None:
-            return found
+        yield beyond(least, lambda option, nats, speed: self._gain(option, nats, speed, corner, fronts))
+        if self.limit_nats is not None:
+            return
         known = [
             corner.all_three(math.log(self.speed[each.name]), each.weights_mib, self.nats[each.name])
             for each in self.options
             if each.name in self.speed
         ]
-        return beyond(
+        yield beyond(
             LEAST_FILLING * volume(known),
             lambda option, nats, speed: self._filling(option, nats, speed, corner, known),
         )

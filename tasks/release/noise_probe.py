@@ -41,8 +41,10 @@ from tasks.store.record import Record
 
 logger = logging.getLogger(__name__)
 
-OTHER_BATCH = 5  # requests of a batch the second time: neither a power of two nor what fills the engine's own
-LARGEST_BATCH = 4 * OTHER_BATCH  # where one context has so many
+OTHER_BATCH = (
+    5  # requests of a batch the second time, at least: neither a power of two nor what fills the engine's own
+)
+SHARED_TOKENS = 8  # of a context that engines feed once for all that have it
 PROBED_SECTIONS = (
     12  # spread over the gate text: a mean of all cannot move by more than the one that moved most
 )
@@ -72,7 +74,7 @@ class Noise(Record):
 
 
 class OtherBatches:
-    """An engine that is asked a few requests at a time, all that have one context together: so the gate feeds them, too."""
+    """An engine that is asked a few requests at a time; those of one context stay together, as in the engine's own batches."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -84,8 +86,10 @@ class OtherBatches:
         """See `Engine.score`."""
         batch: list[ScoreRequest] = []
         for request in requests:
-            done = len(batch) >= OTHER_BATCH and request.context != batch[-1].context
-            if done or len(batch) == LARGEST_BATCH:
+            together = (
+                len(request.context) >= SHARED_TOKENS and batch and request.context == batch[-1].context
+            )
+            if len(batch) >= OTHER_BATCH and not together:
                 yield from self._engine.score(batch, with_logits=with_logits)
                 batch = []
             batch.append(request)

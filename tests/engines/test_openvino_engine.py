@@ -3,6 +3,7 @@ back."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -17,6 +18,7 @@ from tasks.compression.build import build_artifact
 from tasks.engines.freed_memory import return_freed_memory
 from tasks.engines.open import open_engine
 from tasks.engines.openvino_engine import BLOCK_TOKENS, OpenVinoEngine
+from tasks.engines.paged_scoring import PagedScorer
 from tasks.engines.protocol import EngineError, EngineUnavailable, GenerationRequest, ScoreRequest
 from tasks.engines.streaming import StreamRequest
 from tasks.engines.streaming_openvino import StreamingOpenVino
@@ -133,15 +135,28 @@ def test_scores_do_not_depend_on_batch_or_chunk(exported: Artifact, ids: tuple[i
             assert a.logits.shape == (5, 49152)
 
 
-def test_more_logits_than_are_held_at_once_come_in_parts(exported: Artifact, ids: tuple[int, ...]) -> None:
+def test_more_logits_than_are_held_at_once_come_in_parts(
+    exported: Artifact, ids: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ten items of two choices of 30 tokens: 580 rows besides those of the contexts, of which 512 are held."""
     requests = [
         ScoreRequest(ids[start : start + 20], (first, *ids[start + 21 : start + 50]))
         for start in range(10)
         for first in (5, 6)
     ]
+    rows: list[int] = []
+    infer = PagedScorer._infer
+
+    def counted(*arguments: Any) -> list[np.ndarray]:
+        logits = infer(*arguments)
+        rows.append(sum(map(len, logits)))
+        return logits
+
+    monkeypatch.setattr(PagedScorer, "_infer", counted)
     with OpenVinoEngine.open(exported, _settings()) as engine:
         whole = list(engine.score(requests))
+        assert len(rows) == 3  # contexts, and the choices in two parts
+        assert 512 - 29 < max(rows) <= 512
         apart = [next(engine.score([request])) for request in requests]
     for a, b in zip(whole, apart, strict=True):
         np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-3)

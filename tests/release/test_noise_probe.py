@@ -142,9 +142,17 @@ def test_other_batches_hold_what_has_one_context_whole() -> None:
             sizes.append(len(requests))
             return iter(TokenScores(np.zeros(1, np.float32), np.ones(1, np.bool_), None) for _ in requests)
 
+    def asked(context_tokens: int, *choices: int) -> list[int]:
+        sizes.clear()
+        requests = [
+            ScoreRequest((context,) * context_tokens, (choice,))
+            for context, count in enumerate(choices)
+            for choice in range(count)
+        ]
+        scores = list(OtherBatches(Recording()).score(requests))  # type: ignore[arg-type]
+        assert len(scores) == len(requests)
+        return list(sizes)
+
     sizes: list[int] = []
-    choices = [(1, 4), (2, 4), (3, 4), (4, 30)]  # the last one has more than a batch may hold
-    requests = [ScoreRequest((context,), (choice,)) for context, count in choices for choice in range(count)]
-    scores = list(OtherBatches(Recording()).score(requests))  # type: ignore[arg-type]
-    assert len(scores) == len(requests)
-    assert sizes == [8, 20, 14]
+    assert asked(8, 4, 4, 4, 30) == [8, 34]
+    assert asked(1, 12) == [5, 5, 2]  # texts without a context
