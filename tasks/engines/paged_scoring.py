@@ -28,10 +28,9 @@ from openvino._offline_transformations import paged_attention_transformation
 
 from tasks.engines.paged_cache import PagedCache
 from tasks.engines.protocol import EngineError, EngineUnavailable, ScoreRequest, TokenScores
-from tasks.engines.target_scores import batches_of_groups, joined, part, score_logits
+from tasks.engines.target_scores import MIN_SHARED_TOKENS, batches_of_groups, joined, part, score_logits
 
 MAX_LOGIT_ROWS = 512  # rows of logits of an inference: 100 MB at a vocabulary of 49,152
-MIN_SHARED_TOKENS = 8  # a shorter context costs less to feed again than its block to copy
 _ELEMENTWISE = ("Convert", "Add", "Multiply", "Divide", "Tanh", "Clamp", "Reshape", "Unsqueeze", "Squeeze")
 
 

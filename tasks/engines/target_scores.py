@@ -1,11 +1,16 @@
 """From raw logits at target positions to scores, and from requests to batches: what scoring engines share."""
 
+import math
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasks.engines.protocol import EngineError, ScoreRequest, TokenScores
+
+MIN_SHARED_TOKENS = 8  # a shorter context costs less to feed again than its block of a paged cache to copy
+Part = TypeVar("Part")
 
 
 def score_logits(
@@ -89,16 +94,8 @@ def batches_of_groups(
     fed does not depend on what stands beside it; one that is larger than a batch is cut. Contexts below `min_shared` tokens are not
     worth sharing, their requests are groups of one.
     """
-    batch: list[list[ScoreRequest]] = []
-    tokens = targets = 0
-    for group, fed, asked in _groups(requests, batch_tokens, max_targets, min_shared, block_tokens):
-        if batch and (tokens + fed > batch_tokens or targets + asked > max_targets):
-            yield batch
-            batch, tokens, targets = [], 0, 0
-        batch.append(group)
-        tokens, targets = tokens + fed, targets + asked
-    if batch:
-        yield batch
+    groups = _groups(requests, batch_tokens, max_targets, min_shared, block_tokens)
+    return _batches(groups, batch_tokens, max_targets)
 
 
 def _groups(
@@ -111,9 +108,7 @@ def _groups(
     """Consecutive requests of one context, none larger than a batch; of each its tokens to feed and its targets."""
     group: list[ScoreRequest] = []
     tokens = targets = 0
-    for request in requests:
-        if not request.context or not request.targets:
-            raise EngineError("a score request needs at least one context token and one target")
+    for request in _checked(requests):
         more, context = len(request.targets), len(request.context)
         same = group and group[-1].context == request.context and context >= min_shared
         added = _in_blocks(more if same else context + more, block_tokens)
@@ -135,19 +130,28 @@ def batches_by_tokens(
     requests: Iterable[ScoreRequest], *, batch_tokens: int, max_targets: int | None = None
 ) -> Iterator[list[ScoreRequest]]:
     """Consecutive requests in batches of at most `batch_tokens` tokens and `max_targets` targets."""
-    batch: list[ScoreRequest] = []
-    tokens = targets = 0
+    sized = ((r, len(r.context) + len(r.targets), len(r.targets)) for r in _checked(requests))
+    return _batches(sized, batch_tokens, math.inf if max_targets is None else max_targets)
+
+
+def _checked(requests: Iterable[ScoreRequest]) -> Iterator[ScoreRequest]:
     for request in requests:
         if not request.context or not request.targets:
             raise EngineError("a score request needs at least one context token and one target")
-        more, more_targets = len(request.context) + len(request.targets), len(request.targets)
-        full = tokens + more > batch_tokens or (
-            max_targets is not None and targets + more_targets > max_targets
-        )
-        if batch and full:
+        yield request
+
+
+def _batches(
+    sized: Iterable[tuple[Part, int, int]], batch_tokens: int, max_targets: float
+) -> Iterator[list[Part]]:
+    """Parts of (part, tokens, targets) in turn, as many as fit; a larger one stands alone."""
+    batch: list[Part] = []
+    tokens = targets = 0
+    for each, more_tokens, more_targets in sized:
+        if batch and (tokens + more_tokens > batch_tokens or targets + more_targets > max_targets):
             yield batch
             batch, tokens, targets = [], 0, 0
-        batch.append(request)
-        tokens, targets = tokens + more, targets + more_targets
+        batch.append(each)
+        tokens, targets = tokens + more_tokens, targets + more_targets
     if batch:
         yield batch

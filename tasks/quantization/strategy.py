@@ -23,7 +23,7 @@ from typing import Literal
 
 import numpy as np
 
-from tasks.quantization.front import BEST_NATS, Corner, Point, Point3, growth, hypervolume, pareto, volume
+from tasks.quantization.front import BEST_NATS, Corner, Point, growth, hypervolume, pareto, volume
 from tasks.quantization.options import Option
 from tasks.quantization.prediction import BUILD_SECONDS, DIVERGENCE, SPEED, Floats
 
@@ -150,23 +150,27 @@ class Strategy:
         speed = SPEED.predict(self.options, self.speed)
         corner = self._corner(speed[0])
 
-        def beyond(
-            least: float, gain_of: Callable[[Option, Expected, Expected], float]
-        ) -> list[tuple[float, Step]]:
-            found = []
-            for number, option in enumerate(self.options):
-                kind = self._open_step(option)
-                if kind is None:
-                    continue
-                expected_nats, expected_speed = ((each[0][number], each[1][number]) for each in (nats, speed))
-                gain = gain_of(option, expected_nats, expected_speed)
-                if gain > least:
-                    found.append((gain, Step(kind, option)))
-            return found
+        steps = [
+            (Step(kind, option), self._outcomes(option, (nats[0][n], nats[1][n]), (speed[0][n], speed[1][n])))
+            for n, option in enumerate(self.options)
+            if (kind := self._open_step(option)) is not None
+        ]
 
-        fronts = self._fronts(corner)
-        least = LEAST_GAIN * sum(hypervolume(front) for front in fronts)
-        yield beyond(least, lambda option, nats, speed: self._gain(option, nats, speed, corner, fronts))
+        def beyond(least: float, grown: Callable[[Option, float, float], float]) -> list[tuple[float, Step]]:
+            gains = (
+                (sum(share * grown(step.option, *figures) for share, *figures in outcomes), step)
+                for step, outcomes in steps
+            )
+            return [(gain, step) for gain, step in gains if gain > least]
+
+        fast, small = self._fronts(corner)
+
+        def of_fronts(option: Option, log_speed: float, nats: float) -> float:
+            is_new = option.name not in self.nats
+            grown = growth(small, corner.small(option.weights_mib, nats)) if is_new else 0.0
+            return grown + growth(fast, corner.fast(log_speed, nats))
+
+        yield beyond(LEAST_GAIN * (hypervolume(fast) + hypervolume(small)), of_fronts)
         if self.limit_nats is not None:
             return
         known = [
@@ -174,10 +178,24 @@ class Strategy:
             for each in self.options
             if each.name in self.speed
         ]
-        yield beyond(
-            LEAST_FILLING * volume(known),
-            lambda option, nats, speed: self._filling(option, nats, speed, corner, known),
-        )
+        enclosed = volume(known)
+
+        def of_all_three(option: Option, log_speed: float, nats: float) -> float:
+            return volume([*known, corner.all_three(log_speed, option.weights_mib, nats)]) - enclosed
+
+        yield beyond(LEAST_FILLING * enclosed, of_all_three)
+
+    def _outcomes(
+        self, option: Option, log_nats: Expected, log_speed: Expected
+    ) -> list[tuple[float, float, float]]:
+        """What an option may come out at, as (share, logarithm of the speed, divergence)."""
+        known = self.nats.get(option.name)
+        diverging = _nodes(*log_nats) if known is None else [(1.0, math.log(known))]
+        return [
+            (share * part, speed, math.exp(nats))
+            for share, nats in diverging
+            for part, speed in _nodes(*log_speed)
+        ]
 
     def _open_step(self, option: Option) -> StepKind | None:
         if option.name in self._failed or option.name in self.speed:
@@ -232,45 +250,7 @@ class Strategy:
         )
         return pareto(fast), pareto(small)
 
-    def _gain(
-        self,
-        option: Option,
-        log_nats: Expected,
-        log_speed: Expected,
-        corner: Corner,
-        fronts: Fronts,
-    ) -> float:
-        """Expected growth of both fronts, were the option known."""
-        fast, small = fronts
-        known = self.nats.get(option.name)
-        outcomes = [(1.0, known)] if known is not None else list(_outcomes(*log_nats))
-        gain = 0.0
-        for share, nats in outcomes:
-            if known is None:
-                gain += share * growth(small, corner.small(option.weights_mib, nats))
-            for part, speed in _outcomes(*log_speed):
-                gain += share * part * growth(fast, corner.fast(math.log(speed), nats))
-        return gain
 
-    def _filling(
-        self,
-        option: Option,
-        log_nats: Expected,
-        log_speed: Expected,
-        corner: Corner,
-        known: Sequence[Point3],
-    ) -> float:
-        """Expected growth of what all three objectives enclose."""
-        nats = self.nats.get(option.name)
-        outcomes = [(1.0, nats)] if nats is not None else list(_outcomes(*log_nats))
-        grown = (
-            share * part * volume([*known, corner.all_three(math.log(speed), option.weights_mib, nats)])
-            for share, nats in outcomes
-            for part, speed in _outcomes(*log_speed)
-        )
-        return sum(grown) - volume(known)
-
-
-def _outcomes(mean: float, deviation: float) -> Sequence[tuple[float, float]]:
-    """(share, value) of a lognormal quantity at the nodes of the quadrature."""
-    return [(share, math.exp(mean + node * deviation)) for share, node in zip(_SHARES, _NODES, strict=True)]
+def _nodes(mean: float, deviation: float) -> list[tuple[float, float]]:
+    """(share, value) of a normal quantity at the nodes of the quadrature."""
+    return [(share, mean + node * deviation) for share, node in zip(_SHARES, _NODES, strict=True)]

@@ -22,6 +22,7 @@ from typing import Any
 
 from configs.quality import Margins
 from tasks.engines.protocol import Engine, Generation, GenerationRequest, ScoreRequest, TokenScores
+from tasks.engines.target_scores import MIN_SHARED_TOKENS
 from tasks.quality.divergence import diverge
 from tasks.quality.noise_floor import NoiseFloor, noise_floor, refuse_below_floor
 from tasks.quality.sample_set import joined_samples, samples_of
@@ -42,9 +43,8 @@ from tasks.store.record import Record
 logger = logging.getLogger(__name__)
 
 OTHER_BATCH = (
-    5  # requests of a batch the second time, at least: neither a power of two nor what fills the engine's own
+    5  # requests of a batch the second time, or more: no power of two, nor what fills the engine's own
 )
-SHARED_TOKENS = 8  # of a context that engines feed once for all that have it
 PROBED_SECTIONS = (
     12  # spread over the gate text: a mean of all cannot move by more than the one that moved most
 )
@@ -86,9 +86,8 @@ class OtherBatches:
         """See `Engine.score`."""
         batch: list[ScoreRequest] = []
         for request in requests:
-            together = (
-                len(request.context) >= SHARED_TOKENS and batch and request.context == batch[-1].context
-            )
+            is_shared = len(request.context) >= MIN_SHARED_TOKENS and batch
+            together = is_shared and request.context == batch[-1].context
             if len(batch) >= OTHER_BATCH and not together:
                 yield from self._engine.score(batch, with_logits=with_logits)
                 batch = []

@@ -71,6 +71,14 @@ def test_threads_reach_every_engine():
         ("quantize.candidates.2.weights={bits: 4, max_bytes_fraction: 0.2}", "calibration: gptq"),
         ("quantize.candidates.2.weights={bits: 4, activations: int8_static}", "goes with bits: 8"),
         (
+            "quantize.candidates=[{engine: openvino, weights: {bits: 8}, kv_cache: [u8, bf16]}]",
+            "kv_cache: bf16 is refused by OpenVINO with compute: f32",
+        ),
+        (
+            "quantize.candidates=[{engine: openvino, weights: {bits: 8}, compute: bf16}]",
+            "kv_cache: f32 is refused by OpenVINO with compute: bf16",
+        ),
+        (
             "quantize.candidates.2.weights={bits: 4, number: nf4, calibration: gptq}",
             "leave number and activations out",
         ),

@@ -134,7 +134,7 @@ def test_where_no_probed_lead_moves_a_few_others_still_may():
     lead = np.random.default_rng(3).normal(1, 2, JUDGED)
     found = movement_of(lead, lead[:PROBED], 0.025)
     assert found.moment == pytest.approx(0.0625 * (1 - 0.025 ** (1 / PROBED)))
-    assert 0 < tipping_floor(found).floor < 0.08
+    assert 0.02 < tipping_floor(found).floor < 0.05
 
 
 def test_without_leads_that_say_what_is_right_there_is_no_bound():
@@ -169,7 +169,10 @@ def test_what_changed_near_ties_bounds_what_changes_of_all(movement, leads):
         missed += floor.floor < true_share(movement, LEADS[leads](rng, 20_000))
         asked += len(near)
     assert missed <= 16
-    assert asked / 400 < 0.6 * JUDGED
+    if (
+        movement != "next to none"
+    ):  # as many may move unseen, and the probe counts answers where near ties are no fewer
+        assert asked / 400 < JUDGED / 2
 
 
 def test_a_change_near_a_tie_is_counted_among_all_judged_items():

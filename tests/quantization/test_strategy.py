@@ -148,6 +148,23 @@ def test_where_no_limit_says_what_is_wanted_all_three_objectives_are_filled():
     assert with_a_limit.spent_s < table.spent_s / 2
 
 
+def test_where_no_step_of_the_fronts_fits_the_budget_one_of_all_three_objectives_does():
+    strategy = Strategy(options())
+    dear = {each.name for each in options() if truth_build_s(each) > 9}
+    for option in strategy.options:  # all that is cheap is screened, the first half of it is timed
+        if option.name not in dear:
+            strategy.screened(option, truth_nats(option), build_s=9.0, score_s=SCORE_S)
+    for option in [each for each in strategy.options if each.name not in dear][::2]:
+        strategy.timed(option, truth_speed(option), seconds=SCORE_S)
+    left = {step.option.name for step in strategy.worthwhile()}
+    assert left & dear
+    while (step := strategy.next(2 * SCORE_S)) is not None:
+        assert step.kind == "time"
+        strategy.timed(step.option, truth_speed(step.option), seconds=SCORE_S)
+        left.discard(step.option.name)
+    assert left <= dear
+
+
 def test_what_cannot_pass_is_not_built_once_something_can():
     table = Table(Strategy(options(), limit_nats=LIMIT_NATS))
     steps = list(table.steps())
