@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from configs.quality import Margins
 from tasks.quality.gate import TEXT, Improvement, improvement, judge
 from tasks.quality.intervals import text_limits
 from tasks.quality.planning import plan_tasks
@@ -95,10 +96,12 @@ def judge_candidate(workspace: Workspace, candidate: Candidate, kind: GateKind) 
         MarginBelowNoise: a margin lies within what the batch size alone changes.
         BehaviourError, LabelError: the prompts or labels cannot be used.
     """
-    gate, keys = _gate(workspace, candidate, kind)
-    if gate.verdict != "PASS":
-        return Judgement(verdict=gate.verdict, reason=gate.reason, gate=gate, samples=keys)
-    floors = check_noise(workspace, candidate, workspace.config.quality.judged(kind), keys["candidate"])
+    margins = workspace.config.quality.judged(kind)
+    with CandidateScores(workspace, candidate, "gate") as changed:
+        gate, keys = _gate(workspace, changed, margins)
+        if gate.verdict != "PASS":
+            return Judgement(verdict=gate.verdict, reason=gate.reason, gate=gate, samples=keys)
+        floors = check_noise(workspace, candidate, margins, keys["candidate"], changed.open)
     conduct = examine(workspace, candidate)
     return Judgement(
         verdict=worse(gate.verdict, conduct.verdict) or gate.verdict,
@@ -111,18 +114,17 @@ def judge_candidate(workspace: Workspace, candidate: Candidate, kind: GateKind) 
     )
 
 
-def _gate(workspace: Workspace, candidate: Candidate, kind: GateKind) -> tuple[GateVerdict, dict[str, str]]:
+def _gate(
+    workspace: Workspace, changed: CandidateScores, margins: Margins
+) -> tuple[GateVerdict, dict[str, str]]:
     """The gate's verdict, and the keys of the samples behind it by role."""
-    quality, margins = workspace.config.quality, workspace.config.quality.judged(kind)
+    quality = workspace.config.quality
     tasks = judged_tasks(workspace)
     expected = (*tasks, TEXT)
     looks = {
         name: LookLevels(plan=plan, look=1) for name, plan in plan_tasks(quality, margins, tasks).items()
     }
-    with (
-        CandidateScores(workspace, None, "gate") as source,
-        CandidateScores(workspace, candidate, "gate") as changed,
-    ):
+    with CandidateScores(workspace, None, "gate") as source:
         parts = {TEXT: (source.text(), changed.text())}
         while True:
             before, after = (joined_samples(part[side] for part in parts.values()) for side in (0, 1))

@@ -17,7 +17,7 @@ draws as many more as would prove it where something does.
 
 import logging
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from configs.quality import Margins
@@ -33,7 +33,6 @@ from tasks.quality.tokenizer import TextTokenizer
 from tasks.release.candidate import Candidate
 from tasks.release.gate_tasks import judged_tasks, task_set
 from tasks.release.machine import machine_digest
-from tasks.release.measuring import open_candidate
 from tasks.release.metrics import metric_name
 from tasks.release.scoring import context_tokens, gate_logits, samples
 from tasks.release.workspace import Workspace
@@ -102,7 +101,7 @@ class OtherBatches:
 
 
 def check_noise(
-    workspace: Workspace, candidate: Candidate, margins: Margins, scored: str
+    workspace: Workspace, candidate: Candidate, margins: Margins, scored: str, opened: Callable[[], Engine]
 ) -> tuple[NoiseFloor, ...]:
     """Probe a candidate's format and engine, or recall the probe.
 
@@ -111,6 +110,7 @@ def check_noise(
         candidate: what passed the gate.
         margins: that its floors are held against.
         scored: key of the candidate's samples behind the verdict.
+        opened: the engine they came from, asked for where there is something to probe; its owner closes it.
 
     Raises:
         MarginBelowNoise: a margin is not above the floor.
@@ -133,7 +133,9 @@ def check_noise(
         code,
     ]
     key = digest_of(parts)
-    found, _ = workspace.store.once(f"noise-{key}", Noise, lambda: _probe(workspace, candidate, scored))
+    found, _ = workspace.store.once(
+        f"noise-{key}", Noise, lambda: _probe(workspace, candidate, scored, opened())
+    )
     refuse_below_floor(found.floors, margins)
     return found.floors
 
@@ -145,21 +147,20 @@ def noise_metrics(floors: tuple[NoiseFloor, ...]) -> dict[str, float]:
     }
 
 
-def _probe(workspace: Workspace, candidate: Candidate, scored: str) -> Noise:
+def _probe(workspace: Workspace, candidate: Candidate, scored: str, engine: Engine) -> Noise:
     tasks = judged_tasks(workspace)
     known = samples(workspace, scored)
     logger.info("  probing the noise of %s", candidate.name)
-    with open_candidate(workspace, candidate) as engine:
-        other: Any = OtherBatches(engine)
-        again = _text(workspace, candidate, other)
-        floors = {(floor.task, floor.metric): floor for floor in noise_floor(_of_same(known, again), again)}
-        for name, size in tasks.items():
-            own = samples_of(
-                (row for row in known.rows if row.task == name),
-                (note for note in known.notes if note.task == name),
-            )
-            for floor in _of_task(workspace, candidate, (engine, other), name, size, own):
-                floors[floor.task, floor.metric] = floor
+    other: Any = OtherBatches(engine)
+    again = _text(workspace, candidate, other)
+    floors = {(floor.task, floor.metric): floor for floor in noise_floor(_of_same(known, again), again)}
+    for name, size in tasks.items():
+        own = samples_of(
+            (row for row in known.rows if row.task == name),
+            (note for note in known.notes if note.task == name),
+        )
+        for floor in _of_task(workspace, candidate, (engine, other), name, size, own):
+            floors[floor.task, floor.metric] = floor
     return Noise(floors=tuple(floors.values()))
 
 

@@ -69,7 +69,7 @@ class CandidateScores:
             logits = self.logits_path
             if not logits.is_file():
                 self._say(f"{self._split} text")
-                reference_logits(self._open(), self._tokenizer(), self._sections(), logits)
+                reference_logits(self.open(), self._tokenizer(), self._sections(), logits)
             own = digest_of([answers, self._split, "text"])
             # Every candidate asks for them again, and the softmax of a few hundred megabytes takes seconds.
             return self._workspace.store.once(
@@ -81,7 +81,7 @@ class CandidateScores:
         def compute() -> Samples:
             self._say(f"{self._split} text")
             with ScoreLog(self._partial(f"{answers}-{self._answers_digest(self._reference)}")) as log:
-                rows = diverge(self._open(), self._tokenizer(), self._sections(), self.logits_path, log)
+                rows = diverge(self.open(), self._tokenizer(), self._sections(), self.logits_path, log)
             return self._with_notes(rows)
 
         key = digest_of([answers, self._answers_digest(self._reference), self._split, "text"])
@@ -108,7 +108,7 @@ class CandidateScores:
             before = self.task(name, judged) if judged else None
             self._say(f"{items} items of {name}")
             scored = task_set(self._workspace).score(
-                self._open(), self._tokenizer(), {name: items},
+                self.open(), self._tokenizer(), {name: items},
                 max_tokens=context_tokens(self._folder()), after=judged, partial=self._partial(answers),
             )  # fmt: skip
             added = samples_of(scored.rows, scored.notes)
@@ -117,7 +117,13 @@ class CandidateScores:
         key = digest_of([answers, self._workspace.items_digest, name, items])
         return self._workspace.store.once(f"samples-{key}", Samples, compute)[0]
 
-    def _open(self) -> Engine:
+    def open(self) -> Engine:
+        """The engine, opened now where no part needed it; it is closed with the whole.
+
+        Raises:
+            EngineError: it does not work.
+            StoreError: an artifact is missing or damaged.
+        """
         if self._engine is None:
             self._engine = open_candidate(self._workspace, self._candidate)
         return self._engine

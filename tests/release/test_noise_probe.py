@@ -1,7 +1,6 @@
 """The batch-size probe: what it asks for again, and when it asks for more."""
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -53,13 +52,12 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], bool]], 
         judged = scored(0, JUDGED, lambda item: False)
         known = samples_of([*judged.rows, *text(nats)], judged.notes)
         monkeypatch.setattr(noise_probe, "samples", lambda workspace, key: known)
-        monkeypatch.setattr(noise_probe, "open_candidate", lambda *_: nullcontext(ENGINE))
         monkeypatch.setattr(noise_probe, "judged_tasks", lambda _: {"facts": SIZE})
         monkeypatch.setattr(noise_probe, "_text", lambda *_: samples_of(text(nats + 1e-4)[:12]))
         monkeypatch.setattr(noise_probe, "_task", task)
         quality = SimpleNamespace(margins=Margins(accuracy=0.03))
         workspace = SimpleNamespace(config=SimpleNamespace(quality=quality))
-        return noise_probe._probe(workspace, SimpleNamespace(name="int8"), "key"), asked  # type: ignore[arg-type]
+        return noise_probe._probe(workspace, SimpleNamespace(name="int8"), "key", ENGINE), asked  # type: ignore[arg-type]
 
     return call
 
