@@ -3,6 +3,7 @@
 NNCF skips a method that finds nothing to do in an architecture with no more than a log line.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,18 @@ from tasks.compression.error import CompressionError
 from tasks.compression.layer_names import check_layers_exist
 from tasks.compression.openvino_matrices import (
     WeightFormats,
+    MODEL_XML,
     adapter_matrices,
+    layer_name,
     linear_layers,
     stored_weights,
     weight_formats,
     weight_matrices,
 )
+from tasks.compression.openvino_nncf import compress_weights, round_layers
+
+FEW_LAYERS = 7
+"""One block of a Llama."""
 
 _ELSEWHERE = {
     "gptq": "gptq is built from grids and not by NNCF; build the grids, or use calibration: nncf_gptq",
@@ -85,27 +92,43 @@ def _check_named(model: Any, weights: WeightSettings) -> None:
         )
 
 
-def check_calibrated(compressed: Any, rounded: Any, weights: WeightSettings) -> None:
+def check_calibrated(compressed: Any, folder: Path, weights: WeightSettings) -> None:
     """Refuse a calibration without effect.
+
+    A few layers are rounded to nearest first: where these came out otherwise, the others need not be (NNCF takes seconds for all).
 
     Args:
         compressed: the model it made.
-        rounded: the same format without calibration.
+        folder: of the f32 IR.
         weights: the format.
 
     Raises:
         CompressionError: integers and scales are all those of rounding to nearest, or a layer has no correction.
     """
-    parts = set(weights.calibration.split("+"))
-    if "lora_correction" in parts:
+    import openvino as ov
+
+    if "lora_correction" in weights.calibration.split("+"):
         _check_corrected(compressed, weights)
-    found, plain = stored_weights(compressed), stored_weights(rounded)
-    same = all(np.array_equal(found[name], plain[name]) for name in plain)
-    if same and parts != {"lora_correction"}:
+    if weights.calibration == "lora_correction":
+        return
+    model = ov.Core().read_model(folder / MODEL_XML)
+    if not weights.int8_ratio:  # else it is NNCF's choice which layers have 4 bits
+        layers = [name for name in linear_layers(model) if name not in weights.int8_layers][-FEW_LAYERS:]
+        if _changed(compressed, round_layers(model, weights, layers), layers):
+            return
+        model = ov.Core().read_model(folder / MODEL_XML)
+    rounded = compress_weights(model, weights, [])
+    if not _changed(compressed, rounded, {layer_name(constant) for constant in weight_matrices(rounded)}):
         raise CompressionError(
             f"calibration: {weights.calibration} left every weight as rounding to nearest leaves it; "
             "it does not apply to this model; use another method or none"
         )
+
+
+def _changed(compressed: Any, rounded: Any, layers: Collection[str]) -> bool:
+    """Whether any number of these layers differs."""
+    found, plain = stored_weights(compressed, layers), stored_weights(rounded, layers)
+    return any(not np.array_equal(found[name], plain[name]) for name in plain)
 
 
 def _check_corrected(compressed: Any, weights: WeightSettings) -> None:

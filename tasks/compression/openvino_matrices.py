@@ -1,7 +1,7 @@
 """What an IR stores: its weight matrices by layer, type and size."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,9 +115,9 @@ def embedding_users(model: Any) -> list[str]:
     return [node.get_friendly_name() for node in uses]
 
 
-def stored_weights(model: Any) -> dict[str, Any]:
-    """The numbers of all matrices and their scales, by the constant's name."""
-    matrices = {node.get_friendly_name() for node in weight_matrices(model)}
+def stored_weights(model: Any, layers: Collection[str]) -> dict[str, Any]:
+    """The numbers of the matrices of some layers and their scales, by the constant's name."""
+    matrices = {node.get_friendly_name() for node in weight_matrices(model) if layer_name(node) in layers}
     return {
         node.get_friendly_name(): node.data
         for node in model.get_ops()

@@ -1,5 +1,6 @@
 """Weight compression by NNCF: what it is asked for, layer by layer."""
 
+from collections.abc import Collection
 from typing import Any
 
 from configs.weights import WeightSettings
@@ -29,6 +30,20 @@ def compress_weights(model: Any, weights: WeightSettings, samples: list[dict[str
         return nncf.compress_weights(model, **options)
     except (nncf.ValidationError, nncf.ParameterNotSupportedError, nncf.InvalidGroupSizeError) as error:
         raise CompressionError(f"NNCF refuses {weights.label}: {error}; choose another format") from error
+
+
+def round_layers(model: Any, weights: WeightSettings, layers: Collection[str]) -> Any:
+    """Round the named linear layers to nearest, in place; all else stays f32; returns the model.
+
+    Args:
+        model: the f32 `openvino.Model`, which is used up.
+        weights: 4 bits, in all of the layers.
+        layers: names of linear layers.
+    """
+    import nncf
+
+    others = nncf.IgnoredScope(names=_users_of_others(model, layers))
+    return nncf.compress_weights(model, **(_options(model, weights) | {"ignored_scope": others}))
 
 
 def embedding_scope(model: Any, weights: WeightSettings) -> dict[str, Any]:
@@ -83,16 +98,19 @@ def _named_at_8_bits(model: Any, weights: WeightSettings) -> Any:
     """
     import nncf
 
-    wanted = set(weights.int8_layers)
-    others = [
-        use.get_node().get_friendly_name()
-        for constant in weight_matrices(model)
-        if layer_name(constant) not in wanted
-        for use in constant.output(0).get_target_inputs()
-    ]
     modes = nncf.CompressWeightsMode
     return nncf.compress_weights(
         model,
         mode=modes.INT8_SYM if weights.symmetric else modes.INT8_ASYM,
-        ignored_scope=nncf.IgnoredScope(names=others),
+        ignored_scope=nncf.IgnoredScope(names=_users_of_others(model, weights.int8_layers)),
     )
+
+
+def _users_of_others(model: Any, layers: Collection[str]) -> list[str]:
+    """Nodes that read a matrix of none of the layers."""
+    return [
+        use.get_node().get_friendly_name()
+        for constant in weight_matrices(model)
+        if layer_name(constant) not in layers
+        for use in constant.output(0).get_target_inputs()
+    ]

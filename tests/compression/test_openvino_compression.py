@@ -199,10 +199,18 @@ def test_a_method_that_finds_nothing_to_do_is_an_error(exported: Artifact, tmp_p
         compress_openvino(exported, weights, TEXTS, tmp_path)
 
 
+def test_a_method_that_changes_the_first_block_alone_has_an_effect(
+    exported: Artifact, tmp_path: Path
+) -> None:
+    """The few layers that are looked at first, the last ones, are as rounding to nearest leaves them."""
+    names = tuple(f"model.layers.{i}.mlp.down_proj" for i in range(1, LAYERS))
+    compress_openvino(exported, _with(FOUR, int8_layers=names, calibration="awq"), TEXTS, tmp_path)
+
+
 def test_a_layer_without_its_correction_is_an_error(exported: Artifact) -> None:
     rounded = compress_weights(ov.Core().read_model(exported.folder / MODEL_XML), FOUR, [])
     with pytest.raises(CompressionError, match="corrected 0 of 21 layers"):
-        check_calibrated(rounded, rounded, _with(FOUR, calibration="lora_correction"))
+        check_calibrated(rounded, exported.folder, _with(FOUR, calibration="lora_correction"))
 
 
 @pytest.mark.parametrize(
