@@ -70,6 +70,9 @@ class QuantizeSpace(Section):
     symmetric: tuple[bool, ...] = Field((True, False), min_length=1)
     group_size: tuple[int, ...] = Field((64,), min_length=1)
     calibration: tuple[Calibration, ...] = Field(("none",), min_length=1)
+    output_feedback: tuple[bool, ...] = Field(
+        (False,), min_length=1, description="gptq's at 4 bits; without meaning elsewhere"
+    )
     int8_ratio: tuple[float, ...] = Field((0.0,), min_length=1, description="budgets at 8 bits, NNCF's")
     max_bytes_fraction: tuple[float | None, ...] = Field(
         (None,), min_length=1, description="budgets at 8 bits, gptq's, by bytes; null: none"
@@ -133,6 +136,8 @@ class QuantizeSpace(Section):
         """The combination with the neutral value of every setting that has no meaning in it."""
         if chosen["calibration"] != "none":
             chosen |= {"calibration_samples": self.calibration_samples}
+        if (chosen["bits"], chosen["calibration"]) != (4, "gptq"):
+            chosen |= {"output_feedback": False}
         if chosen["engine"] == "openvino" and chosen["bits"] == 8:
             chosen |= {"group_size": -1}
         if chosen["engine"] == "onnxruntime":

@@ -168,18 +168,19 @@ def _rounded(
         )
         return artifact
 
-    importance = remembered("importance", {}, _importance(checkpoint, texts))
+    shared = {"of_outputs": True} if weights.output_feedback else {}
+    importance = remembered("importance", shared, _importance(checkpoint, texts, weights.output_feedback))
     # OpenVINO's 8-bit weights are per channel; ONNX Runtime's kernel wants groups there, too.
     eight_group = weights.group_size if engine == "onnxruntime" else -1
     recipe = {"weights": weights.model_dump(mode="json"), "eight_group": eight_group}
     return remembered("grids", recipe, _round(checkpoint, importance.folder, weights, eight_group))
 
 
-def _importance(checkpoint: Artifact, texts: Sequence[str]) -> Callable[[Path], None]:
+def _importance(checkpoint: Artifact, texts: Sequence[str], of_outputs: bool) -> Callable[[Path], None]:
     def build(out: Path) -> None:
         from tasks.compression.grids import write_importance
 
-        write_importance(checkpoint, texts, out)
+        write_importance(checkpoint, texts, out, of_outputs=of_outputs)
 
     return build
 

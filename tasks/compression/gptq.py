@@ -43,25 +43,58 @@ def round_layer(
     Raises:
         CompressionError: groups do not fill the layer, or a number is not finite.
     """
-    outputs, group = weight_NK.shape[0], _group(weight_NK, group_size)
-    _check_finite(weight_NK, hessian_KK)
+    group = group_inputs(weight_NK, group_size)
+    check_finite(weight_NK, hessian_KK)
+    return round_outputs(weight_NK, prepare_inputs(hessian_KK), bits=bits, symmetric=symmetric, group=group)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a layer's inputs say, made ready once for all of its outputs.
+
+    Attributes:
+        diagonal_K: of the Hessian; a dead input has the mean of the others.
+        order_K: of the columns, those of large inputs first.
+        hessian_KK: damped, in that order.
+        factor_KK: upper Cholesky factor of its inverse.
+    """
+
+    diagonal_K: Tensor
+    order_K: Tensor
+    hessian_KK: Tensor
+    factor_KK: Tensor
+
+
+def prepare_inputs(hessian_KK: Tensor) -> Inputs:
+    """Damp and order the Hessian of a layer's inputs.
+
+    Raises:
+        CompressionError: it cannot be inverted.
+    """
     hessian_KK = hessian_KK.clone()
     diagonal_K = hessian_KK.diagonal()
     is_dead_K = diagonal_K == 0  # an input that is always 0: its weight does not matter
     diagonal_K[is_dead_K] = 1.0 if is_dead_K.all() else diagonal_K[~is_dead_K].mean()
-    scales_NG, zeros_NG = _fit_scales(
-        weight_NK.reshape(outputs, -1, group), diagonal_K.reshape(-1, group), bits, symmetric
-    )
+    undamped_K = diagonal_K.clone()
     diagonal_K += DAMPING * diagonal_K.mean()
     order_K = torch.argsort(diagonal_K, descending=True, stable=True)
     ordered_KK = hessian_KK[order_K][:, order_K]
+    return Inputs(undamped_K, order_K, ordered_KK, inverse_factor(ordered_KK))
+
+
+def round_outputs(weight_NK: Tensor, inputs: Inputs, *, bits: int, symmetric: bool, group: int) -> Grid:
+    """Round some outputs of a layer, shape (N, K); no output minds the others. See `round_layer`."""
+    order_K = inputs.order_K
+    scales_NG, zeros_NG = _fit_scales(
+        weight_NK.reshape(len(weight_NK), -1, group), inputs.diagonal_K.reshape(-1, group), bits, symmetric
+    )
     weight_KN = weight_NK.T[order_K]
     columns = _Columns(
         scales_NG.T.contiguous(), zeros_NG.T.contiguous(), (order_K // group).tolist(), 2**bits - 1
     )
-    codes_KN = _feed_forward(weight_KN.clone(), _inverse_factor(ordered_KK), columns)
+    codes_KN = _feed_forward(weight_KN.clone(), inputs.factor_KK, columns)
     for _ in range(_SWEEPS[bits]):
-        _sweep(codes_KN, weight_KN, ordered_KK, columns)
+        _sweep(codes_KN, weight_KN, inputs.hessian_KK, columns)
     codes_NK = codes_KN[torch.argsort(order_K)].T.contiguous()
     return _grid(codes_NK, scales_NG, None if symmetric else zeros_NG, bits)
 
@@ -78,15 +111,20 @@ def round_to_nearest(weight_NK: Tensor, *, bits: int, symmetric: bool, group_siz
     Raises:
         CompressionError: groups do not fill the layer, or a number is not finite.
     """
-    group = _group(weight_NK, group_size)
-    _check_finite(weight_NK)
+    group = group_inputs(weight_NK, group_size)
+    check_finite(weight_NK)
     weight_NGg = weight_NK.reshape(weight_NK.shape[0], -1, group)
     scales_NG, zeros_NG = _fit_scales(weight_NGg, torch.ones(weight_NGg.shape[1:]), bits, symmetric)
     codes_NGg = (weight_NGg / scales_NG[..., None] + zeros_NG[..., None]).round_().clamp_(0, 2**bits - 1)
     return _grid(codes_NGg.reshape(weight_NK.shape), scales_NG, None if symmetric else zeros_NG, bits)
 
 
-def _group(weight_NK: Tensor, group_size: int) -> int:
+def group_inputs(weight_NK: Tensor, group_size: int) -> int:
+    """Inputs of a group.
+
+    Raises:
+        CompressionError: groups do not fill the layer.
+    """
     inputs = weight_NK.shape[1]
     group = inputs if group_size == -1 else group_size
     if inputs % group:
@@ -94,7 +132,12 @@ def _group(weight_NK: Tensor, group_size: int) -> int:
     return group
 
 
-def _check_finite(*tensors: Tensor) -> None:
+def check_finite(*tensors: Tensor) -> None:
+    """Refuse what no rounding can be computed from.
+
+    Raises:
+        CompressionError: a number is NaN or infinite.
+    """
     if not all(torch.isfinite(tensor).all() for tensor in tensors):
         raise CompressionError(
             "a weight or an input of the calibration text is NaN or infinite; repair the checkpoint"
@@ -138,8 +181,12 @@ def _fit_scales(
     return best_scale, best_zero
 
 
-def _inverse_factor(hessian_KK: Tensor) -> Tensor:
-    """The upper Cholesky factor of a damped Hessian's inverse, float32."""
+def inverse_factor(hessian_KK: Tensor) -> Tensor:
+    """The upper Cholesky factor of a damped Hessian's inverse, float32.
+
+    Raises:
+        CompressionError: it cannot be inverted.
+    """
     try:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian_KK))
         factor_KK: Tensor = torch.linalg.cholesky(inverse, upper=True)

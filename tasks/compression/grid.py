@@ -4,7 +4,7 @@ What computes grids (rounding to nearest, GPTQ, ...) knows no engine; what write
 rounding is served alike by every engine.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +50,17 @@ class Grid:
         zeros = 2 ** (self.bits - 1) if self.zeros is None else self.zeros.astype(np.float32)[..., None]
         codes = self.codes.reshape(outputs, groups, -1).astype(np.float32)
         return ((codes - zeros) * self.scales.astype(np.float32)[..., None]).reshape(self.codes.shape)
+
+
+def joined_outputs(parts: Sequence[Grid], order: NDArray[np.int64]) -> Grid:
+    """One grid of the outputs of several that share their inputs and format; `order` says where in them each output is, shape (N,)."""
+    zeros = [part.zeros for part in parts if part.zeros is not None]
+    return Grid(
+        bits=parts[0].bits,
+        codes=np.concatenate([part.codes for part in parts])[order],
+        scales=np.concatenate([part.scales for part in parts])[order],
+        zeros=np.concatenate(zeros)[order] if zeros else None,
+    )
 
 
 def save_grids(grids: Mapping[str, Grid], folder: Path) -> None:

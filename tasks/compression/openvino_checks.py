@@ -13,8 +13,8 @@ from configs.weights import WeightSettings
 from tasks.compression.error import CompressionError
 from tasks.compression.layer_names import check_layers_exist
 from tasks.compression.openvino_matrices import (
-    WeightFormats,
     MODEL_XML,
+    WeightFormats,
     adapter_matrices,
     layer_name,
     linear_layers,

@@ -6,9 +6,9 @@ them; and needs a working copy of some. Which, depends on the library:
     OpenVINO export     traces the checkpoint: the weights stay in the mapped file, the traced graph grows with the layers
     OpenVINO exchange   puts other weights into a graph of the same shape: one tensor at a time, mapped and read
     OpenVINO statistics (calibrated formats) runs the exported model: the mapped file, the plugin's packed copy of it, its table in f32
-    GPTQ importance     (either engine) the checkpoint, and what a backward pass over two texts keeps
-    GPTQ grids          the checkpoint, its changed layers (a written page of a mapped file is a copy), a byte a rounded weight
-    OpenVINO compress   the mapped file and the compressed weights; calibrated formats once more, rounded to nearest, to compare
+    GPTQ importance     (either engine) the checkpoint, and what a backward pass over two texts keeps; output_feedback: pairs of outputs
+    GPTQ grids          the checkpoint, its changed layers (a written page of a mapped file is a copy), a byte a rounded weight, pairs
+    OpenVINO compress   the mapped file and the compressed weights; calibrated formats a few layers more, rounded to nearest, to compare
     ONNX export         the mapped checkpoint, and the output head transposed
     ONNX rounding       the mapped f32 graph, the rounded weights, and an f32 copy of the largest matrix
     vLLM rounding       the mapped checkpoint, the packed weights twice, some copies of the largest matrix while its scales are fitted
@@ -25,7 +25,7 @@ from typing import Literal
 from configs.engine import EngineName
 from configs.weights import WeightSettings
 from tasks.models.checkpoint import Architecture
-from tasks.profiling.matrices import linear_matrices
+from tasks.profiling.matrices import linear_matrices, output_parts
 from tasks.profiling.weight_memory import weight_bytes
 from tasks.store.record import Record
 
@@ -102,12 +102,12 @@ def build_phases(
         case "openvino":
             compress = _compressed(architecture, weights)
             if weights.calibration == "gptq":
-                return (*_gptq(architecture, calibration_tokens), compress)
+                return (*_gptq(architecture, weights, calibration_tokens), compress)
             if not _calibrates(weights):
                 return (compress,)
             return (_statistics(architecture, calibration_tokens), compress)
         case "onnxruntime":
-            before = _gptq(architecture, calibration_tokens) if weights.calibration == "gptq" else ()
+            before = _gptq(architecture, weights, calibration_tokens) if weights.calibration == "gptq" else ()
             export = _exported(architecture)
             return (
                 (*before, export)
@@ -115,7 +115,7 @@ def build_phases(
                 else (*before, export, _rounded(architecture, weights))
             )
         case "vllm" if weights.bits in (4, 8):
-            before = _gptq(architecture, calibration_tokens) if weights.calibration == "gptq" else ()
+            before = _gptq(architecture, weights, calibration_tokens) if weights.calibration == "gptq" else ()
             return (*before, _packed(architecture, weights))
         case _:
             return ()
@@ -193,29 +193,40 @@ def _statistics(architecture: Architecture, tokens: int) -> BuildPhase:
     )
 
 
-def _gptq(architecture: Architecture, tokens: int) -> tuple[BuildPhase, BuildPhase]:
+def _gptq(architecture: Architecture, weights: WeightSettings, tokens: int) -> tuple[BuildPhase, BuildPhase]:
     """A backward pass keeps a layer's inputs and products, and the logits four times, in f32."""
     stored = weight_bytes(architecture, WeightSettings(), "transformers")
     converted = 0 if architecture.dtype == "F32" else 4 * architecture.parameters
     linear = sum(matrix.elements for matrix in linear_matrices(architecture))
     kept = architecture.layers * (8 * architecture.hidden + 4 * architecture.intermediate)
     texts = _BACKWARD_TEXTS * tokens
+    pairs = pairs_bytes(architecture) if weights.output_feedback else 0
     return (
         _phase(
             "importance",
             source=stored,
             copies=converted,
+            result=pairs,
             activations=texts * 4 * (kept + 4 * architecture.vocabulary),
             runtime=_TORCH_BYTES,
         ),
         _phase(
             "grids",
             source=stored,
-            copies=converted or 4 * linear,
+            copies=(converted or 4 * linear) + pairs,
             result=linear,
             activations=2 * 4 * _BLOCK_TEXTS * tokens * architecture.hidden,
             runtime=_TORCH_BYTES,
         ),
+    )
+
+
+def pairs_bytes(architecture: Architecture) -> int:
+    """Pairs (g g^T) of neighbouring outputs of every layer, f32."""
+    return sum(
+        4 * matrix.count * size**2
+        for matrix in linear_matrices(architecture)
+        for size in output_parts(matrix.outputs)
     )
 
 

@@ -12,7 +12,7 @@ from configs.schema import RequestSettings
 from configs.weights import WeightSettings
 from tasks.compression.build_cost import BuildCost
 from tasks.models.checkpoint import Architecture
-from tasks.profiling.build_memory import LIBRARIES_BYTES, candidate_phases, peak_bytes
+from tasks.profiling.build_memory import LIBRARIES_BYTES, candidate_phases, pairs_bytes, peak_bytes
 from tasks.profiling.memory_budget import serving_budget
 from tasks.profiling.weight_memory import weight_bytes
 from tasks.quantization.long_context import long_engine, long_requests
@@ -35,6 +35,9 @@ SECONDS_A_GIB = {
 """Seconds a GiB of f32 weights, measured once on the 135 M demo model and two cores."""
 SECOND_WALK = 0.7
 """Of a calibrated build, what a budget of bytes or nats adds: all layers are rounded once to learn what each loses, then again."""
+
+OUTPUT_FEEDBACK = 1.0
+"""Of a calibrated build, what feeding errors to other outputs adds."""
 
 
 class Limits(Record):
@@ -122,6 +125,8 @@ def predict(
     serving = max(each.endless_bytes for each in (budget, *longest))
     build = peak_bytes(candidate_phases(architecture, engine.engine, weights))
     disk = artifact_bytes(architecture, weights, engine)
+    if weights.output_feedback:
+        disk += pairs_bytes(architecture)
     if weights.bits != 32:
         disk += export_bytes(architecture, engine)
     seconds = build_seconds(architecture, weights, engine)
@@ -172,6 +177,8 @@ def build_seconds(architecture: Architecture, weights: WeightSettings, engine: E
         seconds += rate
         if weights.max_bytes_fraction is not None or weights.max_rounding_nats is not None:
             seconds += SECOND_WALK * rate
+        if weights.output_feedback:
+            seconds += OUTPUT_FEEDBACK * rate
     return gib * seconds
 
 

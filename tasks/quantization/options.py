@@ -66,6 +66,7 @@ class Option:
             "symmetric": weights.symmetric,
             "group_size": weights.group_size,
             "calibration": weights.calibration,
+            "output_feedback": weights.output_feedback,
             "eight": (
                 weights.int8_ratio, weights.int8_layers, weights.max_bytes_fraction, weights.max_rounding_nats,
             ),

@@ -107,6 +107,7 @@ def _expected_nats(option: Option) -> float:
         group = {32: 0.85, 128: 1.2, -1: 2.5}.get(weights.group_size, 1.0)
         eight = bool(weights.int8_layers or weights.max_bytes_fraction or weights.max_rounding_nats)
         nats = 0.33 * group * _CALIBRATED[weights.calibration] * (0.5 if eight else 1.0)
+        nats *= 0.85 if weights.output_feedback else 1.0
         nats *= (1 - weights.int8_ratio) ** 2.5 * (1.0 if weights.symmetric else 0.9)
     nats += {"u4": 0.02, "u8": 0.0003}.get(engine.kv_cache, 0.0)
     nats += 0.001 * (engine.compute == "bf16") + 0.001 * bool(engine.activation_group)
@@ -121,14 +122,15 @@ def _expected_speed(option: Option) -> float:
 DIVERGENCE = Figure(
     _expected_nats, level=0.5, spread=0.6,
     alike={"engine": 0.9, "bits": 0.3, "symmetric": 0.9, "group_size": 0.9, "calibration": 0.9, "eight": 0.9,
-           "embedding_bits": 0.9, "compute": 0.95, "activation_group": 0.95, "kv_cache": 0.95},
+           "output_feedback": 0.9, "embedding_bits": 0.9, "compute": 0.95, "activation_group": 0.95, "kv_cache": 0.95},
 )  # fmt: skip
 SPEED = Figure(
     _expected_speed, level=3.0, spread=0.5, noise=0.06,  # short runs of the same weights with other caches lie as far apart
     alike={"engine": 0.5, "bits": 0.7, "symmetric": 0.95, "group_size": 0.97, "calibration": 0.995, "eight": 0.95,
-           "embedding_bits": 0.97, "compute": 0.7, "activation_group": 0.8, "kv_cache": 0.9},
+           "output_feedback": 0.995, "embedding_bits": 0.97, "compute": 0.7, "activation_group": 0.8, "kv_cache": 0.9},
 )  # fmt: skip
 BUILD_SECONDS = Figure(
     lambda option: math.log(max(option.build_s, 0.1)), level=0.7, spread=0.5,
-    alike={"engine": 0.6, "bits": 0.9, "symmetric": 0.98, "group_size": 0.98, "calibration": 0.6, "eight": 0.8},
+    alike={"engine": 0.6, "bits": 0.9, "symmetric": 0.98, "group_size": 0.98, "calibration": 0.6, "eight": 0.8,
+           "output_feedback": 0.8},
 )  # fmt: skip

@@ -12,7 +12,7 @@ from tasks.store.artifact import Artifact
 _PEAKS_MIB = """
 import sys
 import torch
-from tasks.compression.fisher import token_importance
+from tasks.compression.fisher import curvature
 from tasks.serving.memory_peak import MemoryPeak
 from tasks.training.checkpoint import load_model
 
@@ -20,7 +20,7 @@ torch.set_num_threads(2)
 model = load_model(sys.argv[1], torch.float32)
 for batches in (1, 5):
     with MemoryPeak() as peak:
-        token_importance(model, torch.ones(2 * batches, 256, dtype=torch.long), seed=0)
+        curvature(model, torch.ones(2 * batches, 256, dtype=torch.long), seed=0)
     print(peak.growth_bytes / 2**20)
 """
 
