@@ -45,6 +45,9 @@ FORMATS = {
     "gptq, sym g64": WeightSettings.model_validate(_GPTQ),
     "gptq, asym g64, within 18 %": WeightSettings.model_validate(_WITHIN),
     "gptq, asym g32, within 18 %": WeightSettings.model_validate(_WITHIN | {"group_size": 32}),
+    "gptq with output feedback, asym g32, within 18 %": WeightSettings.model_validate(
+        _WITHIN | {"group_size": 32, "output_feedback": True}
+    ),
 }
 
 

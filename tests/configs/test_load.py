@@ -68,6 +68,7 @@ def test_threads_reach_every_engine():
         ("name", "path=value"),
         ("quantize.candidates.2.weights={bits: 8, calibration: awq}", "acts on bits: 4 only"),
         ("quantize.candidates.2.weights={bits: 8, int8_ratio: 0.2}", "act on bits: 4 only"),
+        ("quantize.candidates.2.weights={bits: 4, output_feedback: true}", "calibration: gptq; set both"),
         ("quantize.candidates.2.weights={bits: 4, max_bytes_fraction: 0.2}", "calibration: gptq"),
         ("quantize.candidates.2.weights={bits: 4, activations: int8_static}", "goes with bits: 8"),
         (

@@ -54,6 +54,17 @@ def test_what_is_impossible_is_left_out_and_nothing_else():
     ]
 
 
+def test_output_feedback_multiplies_what_gptq_rounds_and_nothing_else():
+    options = {"engine": ["openvino"], "bits": [8, 4], "symmetric": [True], "output_feedback": [False, True]}
+    assert expanded(calibration=["none", "gptq"], **options) == [
+        "openvino int8 sym per channel, f32, g0",
+        "openvino int8 sym per channel gptq, f32, g0",
+        "openvino int4 sym g64, f32, g0",
+        "openvino int4 sym g64 gptq, f32, g0",
+        "openvino int4 sym g64 gptq with output feedback, f32, g0",
+    ]
+
+
 def test_settings_that_an_engine_lacks_do_not_rule_it_out():
     assert expanded(bits=[8], symmetric=[True], activation_group=[32], compute=["bf16"], kv_cache=["u8"]) == [
         "openvino int8 sym per channel, u8, g32",

@@ -8,6 +8,7 @@ from tasks.profiling.build_memory import (
     build_phases,
     candidate_phases,
     exchanged_phases,
+    pairs_bytes,
     peak_bytes,
     text_tokens,
 )
@@ -99,3 +100,15 @@ def test_gptq_changes_the_layers_it_has_rounded_and_keeps_a_byte_a_weight(engine
     assert "statistics" not in phases
     half = build_phases(DEEP.model_copy(update={"dtype": "BF16"}), engine, weights)[1]
     assert half.copies_bytes == 4 * DEEP.parameters  # converted already: changed in place
+
+
+@pytest.mark.parametrize("engine", SERVED)
+def test_output_feedback_keeps_pairs_of_outputs(engine):
+    """Queries, output and down projections of 576, keys and values of 192, gate and up in three parts of 512."""
+    pairs = 30 * 4 * (3 * 576**2 + 2 * 192**2 + 2 * 3 * 512**2)
+    assert pairs_bytes(DEEP) == pairs
+    weights = WeightSettings(bits=4, group_size=64, calibration="gptq")
+    fed = weights.model_copy(update={"output_feedback": True})
+    for plain, more in zip(build_phases(DEEP, engine, weights), build_phases(DEEP, engine, fed), strict=True):
+        grows = plain.name in ("importance", "grids")
+        assert more.total_bytes - plain.total_bytes == (pairs if grows else 0)
