@@ -14,7 +14,6 @@ SHARED_MODULES = {
     for name in (
         "build_memory",
         "cache_memory",
-        "matrices",
         "memory_budget",
         "weight_memory",
         "training_memory",

@@ -153,7 +153,7 @@ def _rounded(
     weights: WeightSettings,
     calibration: Sequence[str],
 ) -> Artifact:
-    """The grids of a format, and before them what all formats share: the importance of every token at every layer."""
+    """The grids of a format, and before them what formats share: every token's importance at every layer, with or without pairs."""
     texts = calibration[: weights.calibration_samples]
     data = {"calibration": digest_of(list(texts))}
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from tasks.compression.block_inputs import linear_layers
+from tasks.compression.output_parts import output_parts
 from tasks.engines.freed_memory import return_freed_memory
-from tasks.profiling.matrices import output_parts
 
 BATCH_SEQUENCES = 2
 

@@ -2,8 +2,8 @@
 
 A token's weight in a layer's Hessian is what the loss feels of it (`tasks.compression.fisher`), pulled towards the mean of all tokens,
 since few tokens of large weight would be fitted too closely. That weight depends on the checkpoint and the text alone and is
-shared by all formats. The error left in a layer, in the same unit, is its predicted share of the divergence: it
-says which layers are worth 8 bits (`tasks.compression.mixed_precision`).
+shared by formats; those with output feedback read pairs of outputs, too, and share theirs. The error left in a layer, in the same unit,
+is its predicted share of the divergence: it says which layers are worth 8 bits (`tasks.compression.mixed_precision`).
 """
 
 import json

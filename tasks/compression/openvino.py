@@ -119,7 +119,13 @@ def _from_grids(model: Any, weights: WeightSettings, grids: Mapping[str, Grid]) 
         )
     write_grids(model, grids)
     tables = weights.model_copy(
-        update={"bits": 8, "group_size": -1, "calibration": "none", "int8_layers": ()}
+        update={
+            "bits": 8,
+            "group_size": -1,
+            "calibration": "none",
+            "output_feedback": False,
+            "int8_layers": (),
+        }
     )
     return compress_weights(model, tables, []) if weights.embedding_bits == 8 else model
 

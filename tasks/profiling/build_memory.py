@@ -8,7 +8,7 @@ them; and needs a working copy of some. Which, depends on the library:
     OpenVINO statistics (calibrated formats) runs the exported model: the mapped file, the plugin's packed copy of it, its table in f32
     GPTQ importance     (either engine) the checkpoint, and what a backward pass over two texts keeps; output_feedback: pairs of outputs
     GPTQ grids          the checkpoint, its changed layers (a written page of a mapped file is a copy), a byte a rounded weight, pairs
-    OpenVINO compress   the mapped file and the compressed weights; calibrated formats a few layers more, rounded to nearest, to compare
+    OpenVINO compress   the mapped file and the compressed weights; calibrated ones again, to nearest, to compare (all at worst)
     ONNX export         the mapped checkpoint, and the output head transposed
     ONNX rounding       the mapped f32 graph, the rounded weights, and an f32 copy of the largest matrix
     vLLM rounding       the mapped checkpoint, the packed weights twice, some copies of the largest matrix while its scales are fitted
@@ -24,8 +24,9 @@ from typing import Literal
 
 from configs.engine import EngineName
 from configs.weights import WeightSettings
+from tasks.compression.output_parts import output_parts
 from tasks.models.checkpoint import Architecture
-from tasks.profiling.matrices import linear_matrices, output_parts
+from tasks.profiling.matrices import linear_matrices
 from tasks.profiling.weight_memory import weight_bytes
 from tasks.store.record import Record
 

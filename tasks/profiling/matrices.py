@@ -25,10 +25,6 @@ class Matrix:
         return self.outputs * self.count
 
 
-MOST_PAIRED_OUTPUTS = 640
-"""Of a part of a layer's outputs."""
-
-
 def linear_matrices(architecture: Architecture) -> tuple[Matrix, ...]:
     """The projections of all layers: attention with grouped keys and values, gated MLP."""
     hidden, intermediate, layers = architecture.hidden, architecture.intermediate, architecture.layers
@@ -43,12 +39,6 @@ def linear_matrices(architecture: Architecture) -> tuple[Matrix, ...]:
         Matrix("up_proj", intermediate, hidden, layers),
         Matrix("down_proj", hidden, intermediate, layers),
     )
-
-
-def output_parts(outputs: int) -> list[int]:
-    """Sizes of the parts, of neighbouring outputs, of which pairs are kept: they take memory by the square."""
-    parts = -(-outputs // MOST_PAIRED_OUTPUTS)
-    return [outputs * (part + 1) // parts - outputs * part // parts for part in range(parts)]
 
 
 def layer_names(architecture: Architecture) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ SECOND_WALK = 0.7
 """Of a calibrated build, what a budget of bytes or nats adds: all layers are rounded once to learn what each loses, then again."""
 
 OUTPUT_FEEDBACK = 1.0
-"""Of a calibrated build, what feeding errors to other outputs adds."""
+"""Of a calibrated build, what feeding errors to other outputs adds to each walk."""
 
 
 class Limits(Record):
@@ -175,10 +175,12 @@ def build_seconds(architecture: Architecture, weights: WeightSettings, engine: E
         kind = "round" if weights.calibration == "none" else "calibrate"
         rate = SECONDS_A_GIB[f"{kind} {engine.engine}"]
         seconds += rate
+        walks = 1
         if weights.max_bytes_fraction is not None or weights.max_rounding_nats is not None:
             seconds += SECOND_WALK * rate
+            walks = 2
         if weights.output_feedback:
-            seconds += OUTPUT_FEEDBACK * rate
+            seconds += walks * OUTPUT_FEEDBACK * rate
     return gib * seconds
 
 

@@ -18,6 +18,7 @@ from configs.schema import Config
 from configs.weights import WeightSettings
 from tasks.compression.build_cost import expected_cost
 from tasks.models.checkpoint import Architecture
+from tasks.profiling.build_memory import pairs_bytes
 from tasks.profiling.cache_memory import cache_token_bytes, kv_factor
 from tasks.profiling.environment import memory_limit_bytes
 from tasks.quantization.candidate_needs import (
@@ -180,6 +181,12 @@ def _declared(config: Config) -> Iterator[Declared]:
             yield declared.weights, engine
 
 
+_UNCALIBRATED = {
+    "calibration": "none", "output_feedback": False, "max_bytes_fraction": None, "max_rounding_nats": None,
+    "activations": "float",
+}  # fmt: skip
+
+
 def _options(
     weights: WeightSettings, engine: EngineSettings
 ) -> Iterator[tuple[str, WeightSettings, EngineSettings]]:
@@ -187,7 +194,7 @@ def _options(
     small = engine.model_copy(update={"scheduler": engine.scheduler.model_copy(update={"cache_mib": 64})})
     if engine.engine in ("openvino", "vllm") and engine.scheduler.cache_mib > 64:
         yield "quantize.scheduler.cache_mib: 64", weights, small
-    plain = weights.model_copy(update={"calibration": "none", "activations": "float"})
+    plain = weights.model_copy(update=_UNCALIBRATED)
     if plain != weights:
         yield f"{plain.label} on {engine.engine}, which calibrates nothing,", plain, small
     four = plain.model_copy(update={"bits": 4, "group_size": plain.group_size if plain.bits == 4 else 32})
@@ -200,11 +207,12 @@ def _options(
 
 
 def _stage_disk_bytes(architecture: Architecture, missing: Sequence[Declared]) -> int:
-    """Artifacts once, whatever cache they serve with, and each engine's export once."""
+    """Artifacts once, whatever cache they serve with, each engine's export once, and what output_feedback reads of each text."""
     artifacts = {
         (engine.engine, weights): artifact_bytes(architecture, weights, engine) for weights, engine in missing
     }
     exports = {
         engine.engine: export_bytes(architecture, engine) for weights, engine in missing if weights.bits != 32
     }
-    return sum(artifacts.values()) + sum(exports.values())
+    pairs = {weights.calibration_samples for weights, _ in missing if weights.output_feedback}
+    return sum(artifacts.values()) + sum(exports.values()) + len(pairs) * pairs_bytes(architecture)

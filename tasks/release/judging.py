@@ -101,7 +101,7 @@ def judge_candidate(workspace: Workspace, candidate: Candidate, kind: GateKind) 
         gate, keys = _gate(workspace, changed, margins)
         if gate.verdict != "PASS":
             return Judgement(verdict=gate.verdict, reason=gate.reason, gate=gate, samples=keys)
-        floors = check_noise(workspace, candidate, margins, keys["candidate"], changed.open)
+        floors = check_noise(workspace, candidate, margins, keys["candidate"], changed.open_again)
     conduct = examine(workspace, candidate)
     return Judgement(
         verdict=worse(gate.verdict, conduct.verdict) or gate.verdict,

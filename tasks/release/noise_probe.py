@@ -110,7 +110,7 @@ def check_noise(
         candidate: what passed the gate.
         margins: that its floors are held against.
         scored: key of the candidate's samples behind the verdict.
-        opened: the engine they came from, asked for where there is something to probe; its owner closes it.
+        opened: opens the engine they came from, where there is something to probe; its owner closes it.
 
     Raises:
         MarginBelowNoise: a margin is not above the floor.

@@ -128,6 +128,17 @@ class CandidateScores:
             self._engine = open_candidate(self._workspace, self._candidate)
         return self._engine
 
+    def open_again(self) -> Engine:
+        """The engine for asking once more what it has answered: opened anew where it keeps the prompts that it has read.
+
+        Raises:
+            EngineError: it does not work.
+            StoreError: an artifact is missing or damaged.
+        """
+        if self._candidate.engine.scheduler.prefix_caching:
+            self.__exit__()
+        return self.open()
+
     def _say(self, what: str) -> None:
         logger.info("  scoring %s: %s", self._candidate.name, what)
 

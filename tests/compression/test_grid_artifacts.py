@@ -10,6 +10,7 @@ from tiny_llama import TEXTS, tiny_llama
 
 from configs.engine import EngineSettings
 from configs.weights import WeightSettings
+from tasks.compression import output_feedback
 from tasks.compression.build import build_artifact, resolve_weights
 from tasks.compression.error import CompressionError
 from tasks.compression.openvino_matrices import MODEL_XML, weight_formats
@@ -73,6 +74,23 @@ def test_a_budget_of_bytes_is_used_and_kept(home, checkpoint):
     source = _logits(build_artifact(home, checkpoint, "openvino", WeightSettings(), ()), "openvino")
     kept, all_four = (np.abs(_logits(each, "openvino") - source).mean() for each in (artifact, plain))
     assert kept < all_four
+
+
+def test_output_feedback_rounds_otherwise_within_the_same_budget(home, checkpoint, monkeypatch):
+    """After GPTQ without it in the same store: what is shared by formats has no pairs of outputs then."""
+    monkeypatch.setattr(output_feedback, "_BLOCK_OUTPUTS", 16)  # the layers are narrow
+    plain = FOUR.model_copy(update={"max_bytes_fraction": 0.23})
+    made = []
+    for weights in (plain, plain.model_copy(update={"output_feedback": True})):
+        resolved = resolve_weights(home, checkpoint, "openvino", weights, TEXTS)
+        assert resolved.output_feedback == weights.output_feedback
+        assert resolved.int8_layers
+        made.append(build_artifact(home, checkpoint, "openvino", resolved, TEXTS))
+    assert made[0].digest != made[1].digest
+    stored = [(each.folder / MODEL_XML).with_suffix(".bin").stat().st_size for each in made]
+    assert abs(stored[0] - stored[1]) < 0.02 * stored[0]
+    logits = [_logits(each, "openvino") for each in made]
+    assert np.abs(logits[0] - logits[1]).max() > 1e-3
 
 
 def test_what_rounding_loses_is_known_by_layer(home, checkpoint):

@@ -12,10 +12,10 @@ from tasks.compression.error import CompressionError
 from tasks.compression.fisher import curvature
 from tasks.compression.gptq import round_layer
 from tasks.compression.grid import Grid, load_grids
-from tasks.compression.grids import write_grids_of, write_importance
+from tasks.compression.grids import _predicted_divergence, write_grids_of, write_importance
 from tasks.compression.mixed_precision import layer_errors
 from tasks.compression.output_feedback import damped_slopes, round_with_output_feedback
-from tasks.profiling.matrices import output_parts
+from tasks.compression.output_parts import output_parts
 from tasks.training.checkpoint import load_model
 
 OPTIONS = {"bits": 4, "symmetric": False, "group_size": 16}
@@ -53,6 +53,18 @@ def test_the_loss_that_couples_outputs_falls(layer, symmetric, block, monkeypatc
         np.testing.assert_array_equal(fed.weights(), alone.weights())
     else:
         assert losses[0] < 0.85 * losses[1]
+
+
+def test_the_predicted_divergence_couples_the_outputs_of_each_part(layer):
+    weight_NK, hessian_KK = layer
+    slope_NN = _correlated(80, 2)
+    parts = damped_slopes([slope_NN[:50, :50], slope_NN[50:, 50:]])
+    grid = round_with_output_feedback(weight_NK, hessian_KK, parts, **OPTIONS)
+    change = torch.from_numpy(grid.weights()) - weight_NK
+    expected = 0.5 * torch.einsum("no,nk,kl,ol->", torch.block_diag(*parts), change, hessian_KK, change)
+    assert _predicted_divergence(change, hessian_KK, parts) == pytest.approx(float(expected), rel=1e-4)
+    alone = 0.5 * torch.einsum("nk,kl,nl->", change, hessian_KK, change)
+    assert _predicted_divergence(change, hessian_KK, []) == pytest.approx(float(alone), rel=1e-4)
 
 
 def test_outputs_that_are_not_felt_together_are_rounded_by_gptq(layer, monkeypatch):

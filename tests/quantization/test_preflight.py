@@ -72,6 +72,27 @@ def test_a_candidate_over_the_build_limit_is_refused_with_what_would_fit(store):
     assert "int4 sym g64 on openvino, which calibrates nothing, would fit" in reason
 
 
+def test_what_fits_instead_of_output_feedback_can_be_written_down(store):
+    weights = {
+        "bits": 4,
+        "group_size": 64,
+        "calibration": "gptq",
+        "output_feedback": True,
+        "max_bytes_fraction": 0.2,
+    }
+    declared = CALIBRATED | {"weights": weights}
+    (reason,) = refusals(
+        workspace(store, INT8, declared), AMPLE.model_copy(update={"build_mib": 1000.0})
+    ).values()
+    assert "int4 sym g64 on openvino, which calibrates nothing, would fit" in reason
+    pairs_mib = 30 * 4 * (3 * 576**2 + 2 * 192**2 + 2 * 3 * 512**2) / 2**20
+    with_pairs = preflight(workspace(store, declared), AMPLE).disk_mib
+    without = preflight(
+        workspace(store, CALIBRATED | {"weights": weights | {"output_feedback": False}}), AMPLE
+    ).disk_mib
+    assert with_pairs - without == pytest.approx(pairs_mib)
+
+
 def test_a_pool_that_does_not_fit_names_a_smaller_one(store):
     limits = AMPLE.model_copy(update={"memory_mib": 1800.0})
     (reason, _) = refusals(workspace(store, INT8, ONNX), limits).values()
