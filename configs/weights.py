@@ -71,7 +71,7 @@ class WeightSettings(Section):
         False,
         description=(
             "bits 4 with calibration gptq: what rounding loses in some outputs of a layer is made good by its other outputs, too "
-            "(YAQA): about a sixth less divergence at the same bytes, for a longer build"
+            "(YAQA), for a longer build: of the demo model 17 % less divergence with all layers at 4 bits, 5 % within 18 % of the bytes"
         ),
     )
     calibration_samples: int = Field(32, ge=1, description="sections of the calibration text that are used")

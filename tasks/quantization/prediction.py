@@ -107,7 +107,7 @@ def _expected_nats(option: Option) -> float:
         group = {32: 0.85, 128: 1.2, -1: 2.5}.get(weights.group_size, 1.0)
         eight = bool(weights.int8_layers or weights.max_bytes_fraction or weights.max_rounding_nats)
         nats = 0.33 * group * _CALIBRATED[weights.calibration] * (0.5 if eight else 1.0)
-        nats *= 0.85 if weights.output_feedback else 1.0
+        nats *= (0.95 if eight else 0.85) if weights.output_feedback else 1.0
         nats *= (1 - weights.int8_ratio) ** 2.5 * (1.0 if weights.symmetric else 0.9)
     nats += {"u4": 0.02, "u8": 0.0003}.get(engine.kv_cache, 0.0)
     nats += 0.001 * (engine.compute == "bf16") + 0.001 * bool(engine.activation_group)
