@@ -43,9 +43,9 @@ def round_layer(
     Raises:
         CompressionError: groups do not fill the layer, or a number is not finite.
     """
-    group = group_inputs(weight_NK, group_size)
-    check_finite(weight_NK, hessian_KK)
-    return round_outputs(weight_NK, prepare_inputs(hessian_KK), bits=bits, symmetric=symmetric, group=group)
+    return round_outputs(
+        weight_NK, prepare_inputs(weight_NK, hessian_KK, group_size), bits=bits, symmetric=symmetric
+    )
 
 
 @dataclass(frozen=True)
@@ -53,24 +53,24 @@ class Inputs:
     """What a layer's inputs say, made ready once for all of its outputs.
 
     Attributes:
+        group: inputs that share a scale.
         diagonal_K: of the Hessian; a dead input has the mean of the others.
         order_K: of the columns, those of large inputs first.
         hessian_KK: damped, in that order.
         factor_KK: upper Cholesky factor of its inverse.
     """
 
+    group: int
     diagonal_K: Tensor
     order_K: Tensor
     hessian_KK: Tensor
     factor_KK: Tensor
 
 
-def prepare_inputs(hessian_KK: Tensor) -> Inputs:
-    """Damp and order the Hessian of a layer's inputs.
-
-    Raises:
-        CompressionError: it cannot be inverted.
-    """
+def prepare_inputs(weight_NK: Tensor, hessian_KK: Tensor, group_size: int) -> Inputs:
+    """Damp and order the Hessian of a layer's inputs. Arguments and errors are those of `round_layer`."""
+    group = _group(weight_NK, group_size)
+    check_finite(weight_NK, hessian_KK)
     hessian_KK = hessian_KK.clone()
     diagonal_K = hessian_KK.diagonal()
     is_dead_K = diagonal_K == 0  # an input that is always 0: its weight does not matter
@@ -79,12 +79,12 @@ def prepare_inputs(hessian_KK: Tensor) -> Inputs:
     diagonal_K += DAMPING * diagonal_K.mean()
     order_K = torch.argsort(diagonal_K, descending=True, stable=True)
     ordered_KK = hessian_KK[order_K][:, order_K]
-    return Inputs(undamped_K, order_K, ordered_KK, inverse_factor(ordered_KK))
+    return Inputs(group, undamped_K, order_K, ordered_KK, inverse_factor(ordered_KK))
 
 
-def round_outputs(weight_NK: Tensor, inputs: Inputs, *, bits: int, symmetric: bool, group: int) -> Grid:
+def round_outputs(weight_NK: Tensor, inputs: Inputs, *, bits: int, symmetric: bool) -> Grid:
     """Round some outputs of a layer, shape (N, K); no output minds the others. See `round_layer`."""
-    order_K = inputs.order_K
+    order_K, group = inputs.order_K, inputs.group
     scales_NG, zeros_NG = _fit_scales(
         weight_NK.reshape(len(weight_NK), -1, group), inputs.diagonal_K.reshape(-1, group), bits, symmetric
     )
@@ -111,7 +111,7 @@ def round_to_nearest(weight_NK: Tensor, *, bits: int, symmetric: bool, group_siz
     Raises:
         CompressionError: groups do not fill the layer, or a number is not finite.
     """
-    group = group_inputs(weight_NK, group_size)
+    group = _group(weight_NK, group_size)
     check_finite(weight_NK)
     weight_NGg = weight_NK.reshape(weight_NK.shape[0], -1, group)
     scales_NG, zeros_NG = _fit_scales(weight_NGg, torch.ones(weight_NGg.shape[1:]), bits, symmetric)
@@ -119,12 +119,7 @@ def round_to_nearest(weight_NK: Tensor, *, bits: int, symmetric: bool, group_siz
     return _grid(codes_NGg.reshape(weight_NK.shape), scales_NG, None if symmetric else zeros_NG, bits)
 
 
-def group_inputs(weight_NK: Tensor, group_size: int) -> int:
-    """Inputs of a group.
-
-    Raises:
-        CompressionError: groups do not fill the layer.
-    """
+def _group(weight_NK: Tensor, group_size: int) -> int:
     inputs = weight_NK.shape[1]
     group = inputs if group_size == -1 else group_size
     if inputs % group:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tasks.compression.gptq import check_finite, group_inputs, inverse_factor, prepare_inputs, round_outputs
+from tasks.compression.gptq import check_finite, inverse_factor, prepare_inputs, round_outputs
 from tasks.compression.grid import Grid, joined_outputs
 
 DAMPING = 0.5  # of the mean diagonal; 0.05 wins a third of it, 0.3 and 1 the same
@@ -35,19 +35,18 @@ def round_with_output_feedback(
     """Round a weight so that the loss changes least, as inputs and outputs say.
 
     Args:
-        weight_NK: float32, N outputs and K inputs.
-        hessian_KK: see `tasks.compression.gptq.round_layer`.
+        weight_NK: see `tasks.compression.gptq.round_layer`, as of all but the slopes.
+        hessian_KK: of its inputs.
         slopes: damped g g^T of neighbouring outputs (`damped_slopes`), shapes (n, n), N in all.
         bits: 4 or 8.
         symmetric: no zero point.
-        group_size: inputs that share a scale, dividing K; -1: all.
+        group_size: -1: all inputs.
 
     Raises:
         CompressionError: groups do not fill the layer, or a number is not finite.
     """
-    group = group_inputs(weight_NK, group_size)
-    check_finite(weight_NK, hessian_KK, *slopes)
-    inputs = prepare_inputs(hessian_KK)
+    check_finite(*slopes)
+    inputs = prepare_inputs(weight_NK, hessian_KK, group_size)
     parts = [
         _Part(weight_NK[first : first + len(slope)], slope, first)
         for first, slope in zip(_firsts(slopes), slopes, strict=True)
@@ -56,7 +55,7 @@ def round_with_output_feedback(
     # Parts say nothing of each other, so that a block of each is rounded at once.
     for begin in range(0, max(len(slope) for slope in slopes), _BLOCK_OUTPUTS):
         blocks = [part.wanted(begin) for part in parts]
-        grid = round_outputs(torch.cat(blocks), inputs, bits=bits, symmetric=symmetric, group=group)
+        grid = round_outputs(torch.cat(blocks), inputs, bits=bits, symmetric=symmetric)
         rounded = torch.split(torch.from_numpy(grid.weights()), [len(block) for block in blocks])
         for part, block_bK, rounded_bK in zip(parts, blocks, rounded, strict=True):
             part.feed(begin, block_bK - rounded_bK)

@@ -53,6 +53,9 @@ class CandidateScores:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
@@ -136,7 +139,7 @@ class CandidateScores:
             StoreError: an artifact is missing or damaged.
         """
         if self._candidate.engine.scheduler.prefix_caching:
-            self.__exit__()
+            self._close()
         return self.open()
 
     def _say(self, what: str) -> None:

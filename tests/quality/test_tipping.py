@@ -169,10 +169,8 @@ def test_what_changed_near_ties_bounds_what_changes_of_all(movement, leads):
         missed += floor.floor < true_share(movement, LEADS[leads](rng, 20_000))
         asked += len(near)
     assert missed <= 16
-    if (
-        movement != "next to none"
-    ):  # as many may move unseen, and the probe counts answers where near ties are no fewer
-        assert asked / 400 < JUDGED / 2
+    # Where next to none moved, more may move unseen.
+    assert asked / 400 < (0.6 if movement == "next to none" else 0.5) * JUDGED
 
 
 def test_a_change_near_a_tie_is_counted_among_all_judged_items():

@@ -10,8 +10,9 @@ from configs.quality import Margins
 from tasks.engines.protocol import ScoreRequest, TokenScores
 from tasks.quality.sample_set import samples_of
 from tasks.quality.samples import ItemNote, Samples
-from tasks.release import noise_probe
+from tasks.release import noise_probe, scoring
 from tasks.release.noise_probe import LED_ITEMS, Noise, OtherBatches
+from tasks.release.scoring import CandidateScores
 from tests.quality.test_gate import answers, text
 
 JUDGED, SIZE = 150, 600
@@ -154,3 +155,24 @@ def test_other_batches_hold_what_has_one_context_whole() -> None:
     sizes: list[int] = []
     assert asked(8, 4, 4, 4, 30) == [8, 34]
     assert asked(1, 12) == [5, 5, 2]  # texts without a context
+
+
+@pytest.mark.parametrize("keeps_prompts", [False, True])
+def test_an_engine_that_keeps_prompts_is_opened_anew_to_be_asked_again(monkeypatch, keeps_prompts):
+    opened, closed = [], []
+
+    def open_candidate(*_: object) -> SimpleNamespace:
+        number = len(opened)
+        opened.append(number)
+        return SimpleNamespace(close=lambda: closed.append(number))
+
+    monkeypatch.setattr(scoring, "open_candidate", open_candidate)
+    monkeypatch.setattr(scoring, "source_candidate", lambda *_: None)
+    engine = SimpleNamespace(scheduler=SimpleNamespace(prefix_caching=keeps_prompts))
+    reference = SimpleNamespace(config=SimpleNamespace(quality=SimpleNamespace(reference=None)))
+    with CandidateScores(reference, SimpleNamespace(engine=engine), "gate") as scores:  # type: ignore[arg-type]
+        first = scores.open()
+        assert scores.open() is first
+        assert (scores.open_again() is first) != keeps_prompts
+        assert closed == ([0] if keeps_prompts else [])
+    assert closed == opened == list(range(1 + keeps_prompts))
