@@ -17,6 +17,7 @@ Calibration = Literal[
     "nncf_gptq",
     "hqq",
     "k_quant",
+    "source_grid",
 ]
 """How scales and integers are found; the field `calibration` says what each is."""
 
@@ -64,7 +65,9 @@ class WeightSettings(Section):
         "none",
         description=(
             "none: round to nearest; gptq: rounding error fed forward along each layer (any engine); hqq, k_quant: scales fitted "
-            "to the weights alone (ONNX Runtime); awq, scale_estimation, lora_correction, nncf_gptq: NNCF's (OpenVINO)"
+            "to the weights alone (ONNX Runtime); awq, scale_estimation, lora_correction, nncf_gptq: NNCF's (OpenVINO); source_grid: "
+            "none is looked for: a source that was rounded to 4 bits before, as a GGUF is, keeps its own integers (OpenVINO, ONNX "
+            "Runtime; needs its groups, most often 32; layers on no grid get 8 bits)"
         ),
     )
     output_feedback: bool = Field(
@@ -107,6 +110,11 @@ class WeightSettings(Section):
             raise ValueError(
                 "int8_ratio is NNCF's; with calibration: gptq use max_bytes_fraction or max_rounding_nats"
             )
+        if self.calibration == "source_grid" and not self._is_plain_int4:
+            raise ValueError(
+                "calibration: source_grid keeps integers of 4 bits with zero points; set bits: 4, symmetric: false and group_size; "
+                "leave number, int8_ratio and activations out"
+            )
         if self.bits not in (4, 8) and self.calibration != "none":
             raise ValueError("calibration acts on bits: 4 and 8 only; leave it out")
         if self.bits == 8 and self.calibration not in ("none", "gptq"):
@@ -124,6 +132,27 @@ class WeightSettings(Section):
                 f"activations: {self.activations} goes with bits: 8; set it, or activations: float"
             )
         return self
+
+    @property
+    def _is_plain_int4(self) -> bool:
+        is_int4 = self.bits == 4 and self.number == "int" and not self.symmetric and self.group_size != -1
+        return is_int4 and not self.int8_ratio and self.activations == "float"
+
+    @property
+    def is_from_grids(self) -> bool:
+        """Whether layers are rounded before an engine's builder sees them."""
+        return self.calibration in ("gptq", "source_grid")
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether scales or integers depend on the calibration text."""
+        by_text = self.calibration not in ("none", "hqq", "k_quant", "source_grid")
+        return by_text or self.activations == "int8_static"
+
+    @property
+    def for_trained_weights(self) -> "WeightSettings":
+        """The format for a model whose weights were trained: they left the source's grid and are rounded to one of its size."""
+        return self.model_copy(update={"calibration": "gptq"}) if self.calibration == "source_grid" else self
 
     @property
     def vllm_objection(self) -> str | None:

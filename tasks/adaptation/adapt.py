@@ -123,7 +123,7 @@ def recover_challenger(workspace: Workspace, settings: AdaptSettings, challenger
     """
     if settings.recovery is None:
         raise ValueError("adapt.recovery is not configured")
-    training = decide_autocast(workspace, settings.recovery)
+    training, stored_as = decide_autocast(workspace, settings.recovery), challenger.format.for_trained_weights
     texts = tuple(section.text for section in workspace.splits.train)
     # A mixed-precision artifact keeps some layers at 8 bits; training has to round the same ones alike.
     eight_bit = (
@@ -133,16 +133,14 @@ def recover_challenger(workspace: Workspace, settings: AdaptSettings, challenger
     )
     recipe = {
         "step": "recover",
-        "weights": challenger.format.model_dump(mode="json"),
+        "weights": stored_as.model_dump(mode="json"),
         "training": training.model_dump(mode="json"),
     }
     checkpoint, log = trained(
         workspace.store, workspace.derived, "checkpoint", workspace.source, recipe, texts, training.seed, CODE,
-        lambda out, scratch: recover(workspace.source, texts, challenger.format, training, out, scratch, eight_bit),
+        lambda out, scratch: recover(workspace.source, texts, stored_as, training, out, scratch, eight_bit),
     )  # fmt: skip
-    candidate = make_candidate(
-        workspace, checkpoint, challenger.engine, challenger.format, note=", recovered"
-    )
+    candidate = make_candidate(workspace, checkpoint, challenger.engine, stored_as, note=", recovered")
     measurement = measure_candidate(workspace, candidate)
     before, after = screen_candidate(workspace, challenger), screen_candidate(workspace, candidate)
     judged = judge_candidate(workspace, candidate, "preserve")
@@ -203,7 +201,7 @@ def _adapt(
     )
     merged = _merge(workspace, adapter)
     candidate = make_candidate(
-        workspace, merged, release.engine, release.format, note=f", {lora.label} merged"
+        workspace, merged, release.engine, release.format.for_trained_weights, note=f", {lora.label} merged"
     )
     result = CandidateResult(
         name=candidate.name,

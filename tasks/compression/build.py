@@ -11,6 +11,7 @@ from tasks.compression.grid import Grid, load_grids
 from tasks.compression.mixed_precision import layer_errors, layers_within_bytes, layers_within_divergence
 from tasks.compression.openvino_graph import exported_graph
 from tasks.compression.sealed_once import sealed_once
+from tasks.compression.source_grid import layers_off_grid
 from tasks.models.checkpoint import read_architecture
 from tasks.store.artifact import Artifact
 from tasks.store.digest import code_digest, digest_of, library_versions
@@ -72,11 +73,15 @@ def resolve_weights(
     weights: WeightSettings,
     calibration: Sequence[str],
 ) -> WeightSettings:
-    """The format with its budget turned into named layers: rounds all layers to 4 bits once, to learn what each loses.
+    """The format with the layers that stay at 8 bits named: those a budget pays for, or those that lie on no grid of the source.
+
+    With a budget all layers are rounded to 4 bits once, to learn what each loses.
 
     Raises:
-        CompressionError: the budget is below 4 bits everywhere, or a layer cannot be rounded.
+        CompressionError: the budget is below 4 bits everywhere, a layer cannot be rounded, or the source has no grid.
     """
+    if weights.calibration == "source_grid":
+        return weights.model_copy(update={"int8_layers": layers_off_grid(checkpoint, weights)})
     if weights.max_bytes_fraction is None and weights.max_rounding_nats is None:
         return weights
     plain = weights.model_copy(update={"max_bytes_fraction": None, "max_rounding_nats": None})
@@ -141,9 +146,7 @@ def _grids(
     weights: WeightSettings,
     calibration: Sequence[str],
 ) -> Artifact | None:
-    return (
-        _rounded(store, checkpoint, engine, weights, calibration) if weights.calibration == "gptq" else None
-    )
+    return _rounded(store, checkpoint, engine, weights, calibration) if weights.is_from_grids else None
 
 
 def _rounded(
@@ -153,9 +156,9 @@ def _rounded(
     weights: WeightSettings,
     calibration: Sequence[str],
 ) -> Artifact:
-    """The grids of a format, and before them what formats share: every token's importance at every layer, with or without pairs."""
-    texts = calibration[: weights.calibration_samples]
-    data = {"calibration": digest_of(list(texts))}
+    """The grids of a format, and before GPTQ's what formats share: every token's importance at every layer, with or without pairs."""
+    texts = calibration[: weights.calibration_samples] if weights.reads_text else ()
+    data = {"calibration": digest_of(list(texts))} if texts else {}
 
     def remembered(name: str, recipe: dict[str, Any], build: Callable[[Path], None]) -> Artifact:
         libraries = library_versions("torch", "transformers")
@@ -168,11 +171,13 @@ def _rounded(
         )
         return artifact
 
-    shared = {"of_outputs": True} if weights.output_feedback else {}
-    importance = remembered("importance", shared, _importance(checkpoint, texts, weights.output_feedback))
     # OpenVINO's 8-bit weights are per channel; ONNX Runtime's kernel wants groups there, too.
     eight_group = weights.group_size if engine == "onnxruntime" else -1
     recipe = {"weights": weights.model_dump(mode="json"), "eight_group": eight_group}
+    if weights.calibration == "source_grid":
+        return remembered("grids", recipe, _keep(checkpoint, weights, eight_group))
+    shared = {"of_outputs": True} if weights.output_feedback else {}
+    importance = remembered("importance", shared, _importance(checkpoint, texts, weights.output_feedback))
     return remembered("grids", recipe, _round(checkpoint, importance.folder, weights, eight_group))
 
 
@@ -192,6 +197,15 @@ def _round(
         from tasks.compression.grids import write_grids_of
 
         write_grids_of(checkpoint, importance, weights, out, eight_group=eight_group)
+
+    return build
+
+
+def _keep(checkpoint: Artifact, weights: WeightSettings, eight_group: int) -> Callable[[Path], None]:
+    def build(out: Path) -> None:
+        from tasks.compression.source_grid import write_source_grids
+
+        write_source_grids(checkpoint, weights, out, eight_group=eight_group)
 
     return build
 

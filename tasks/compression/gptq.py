@@ -69,7 +69,7 @@ class Inputs:
 
 def prepare_inputs(weight_NK: Tensor, hessian_KK: Tensor, group_size: int) -> Inputs:
     """Damp and order the Hessian of a layer's inputs. Arguments and errors are those of `round_layer`."""
-    group = _group(weight_NK, group_size)
+    group = inputs_of_group(weight_NK, group_size)
     check_finite(weight_NK, hessian_KK)
     hessian_KK = hessian_KK.clone()
     diagonal_K = hessian_KK.diagonal()
@@ -111,7 +111,7 @@ def round_to_nearest(weight_NK: Tensor, *, bits: int, symmetric: bool, group_siz
     Raises:
         CompressionError: groups do not fill the layer, or a number is not finite.
     """
-    group = _group(weight_NK, group_size)
+    group = inputs_of_group(weight_NK, group_size)
     check_finite(weight_NK)
     weight_NGg = weight_NK.reshape(weight_NK.shape[0], -1, group)
     scales_NG, zeros_NG = _fit_scales(weight_NGg, torch.ones(weight_NGg.shape[1:]), bits, symmetric)
@@ -119,7 +119,12 @@ def round_to_nearest(weight_NK: Tensor, *, bits: int, symmetric: bool, group_siz
     return _grid(codes_NGg.reshape(weight_NK.shape), scales_NG, None if symmetric else zeros_NG, bits)
 
 
-def _group(weight_NK: Tensor, group_size: int) -> int:
+def inputs_of_group(weight_NK: Tensor, group_size: int) -> int:
+    """Inputs that share a scale in a layer of shape (N, K), where -1 stands for all.
+
+    Raises:
+        CompressionError: they do not divide the layer's inputs.
+    """
     inputs = weight_NK.shape[1]
     group = inputs if group_size == -1 else group_size
     if inputs % group:

@@ -7,6 +7,7 @@ rounding is served alike by every engine.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +26,14 @@ class Grid:
         bits: 4 or 8.
         codes: uint8, shape (N, K), 0 to 2^bits - 1.
         scales: float16, shape (N, G), as it is stored and multiplied.
-        zeros: uint8, shape (N, G); None for symmetric grids, whose zero is 2^(bits - 1) everywhere.
+        zeros: uint8, or float16 for zeros between the codes, shape (N, G); None for symmetric grids, whose zero is
+            2^(bits - 1) everywhere.
     """
 
     bits: int
     codes: NDArray[np.uint8]
     scales: NDArray[np.float16]
-    zeros: NDArray[np.uint8] | None
+    zeros: NDArray[np.uint8] | NDArray[np.float16] | None
 
     @property
     def group_size(self) -> int:
@@ -41,8 +43,13 @@ class Grid:
     @property
     def stored_bytes(self) -> int:
         """Bytes of integers, scales and zero points in an artifact."""
-        zeros = 0 if self.zeros is None else self.zeros.size
-        return int((self.codes.size + zeros) * self.bits // 8 + 2 * self.scales.size)
+        return int(self.codes.size * self.bits // 8 + 2 * self.scales.size + self._zeros_bytes)
+
+    @property
+    def _zeros_bytes(self) -> int:
+        if self.zeros is None:
+            return 0
+        return self.zeros.nbytes if self.zeros.dtype == np.float16 else self.zeros.size * self.bits // 8
 
     def weights(self) -> NDArray[np.float32]:
         """What an engine computes with, shape (N, K)."""
@@ -54,7 +61,7 @@ class Grid:
 
 def joined_outputs(parts: Sequence[Grid], order: NDArray[np.int64]) -> Grid:
     """One grid of the outputs of several that share their inputs and format; `order` says where in them each output is, shape (N,)."""
-    zeros = [part.zeros for part in parts if part.zeros is not None]
+    zeros: list[NDArray[Any]] = [part.zeros for part in parts if part.zeros is not None]
     return Grid(
         bits=parts[0].bits,
         codes=np.concatenate([part.codes for part in parts])[order],

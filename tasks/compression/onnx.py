@@ -43,7 +43,7 @@ def build_onnx(
         calibration: texts; the first `calibration_samples` give activations: int8_static its scales, and an engine
             with a quantized KV cache the ranges of keys and values. Without any, the artifact serves an f32 cache only.
         out: an existing, empty folder.
-        grids: of all linear layers by name, with calibration: gptq.
+        grids: of all linear layers by name, with calibration: gptq or source_grid.
 
     Raises:
         CompressionError: the artifact is no checkpoint, its architecture has no ONNX export, the format is

@@ -5,6 +5,7 @@ sign of its largest weight, so that all 2^bits levels are used.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,7 +152,7 @@ def matrix_of_grid(grid: Grid) -> RoundedMatrix:
         block,
         packed_nibbles(codes_NGg) if grid.bits == 4 else codes_NGg,
         np.repeat(grid.scales.astype(np.float32), repeats, axis=1),
-        None if zeros is None else _packed_zeros(zeros, grid.bits),
+        None if zeros is None else _stored_zeros(zeros, grid.bits),
     )
 
 
@@ -181,6 +182,10 @@ def packed_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def unpacked_nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The inverse of `packed_nibbles`."""
     return np.stack([packed & 15, packed >> 4], -1).reshape(*packed.shape[:-1], -1)
+
+
+def _stored_zeros(zeros_NG: NDArray[Any], bits: int) -> NDArray[np.uint8] | NDArray[np.float32]:
+    return zeros_NG.astype(np.float32) if zeros_NG.dtype == np.float16 else _packed_zeros(zeros_NG, bits)
 
 
 def _packed_zeros(zeros_NG: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:

@@ -16,9 +16,9 @@ def check_possible(weights: WeightSettings, *, calibration_texts: int, grids: bo
     Raises:
         CompressionError: with the setting, its value, the rule and the way out.
     """
-    if grids and weights.calibration != "gptq":
+    if grids and not weights.is_from_grids:
         raise CompressionError(
-            f"calibration is {weights.calibration} and grids are given; only calibration: gptq is built from grids; use it"
+            f"calibration is {weights.calibration} and grids are given; only gptq and source_grid are built from grids; use one of them"
         )
     if weights.bits == 32:
         return
@@ -51,15 +51,15 @@ def _check_groups(weights: WeightSettings, *, grids: bool) -> None:
             f"group_size is {weights.group_size} with bits: {weights.bits}; ONNX Runtime rounds in groups of "
             f"{', '.join(map(str, GROUP_SIZES))}; use one of them, or engine: openvino"
         )
-    if weights.calibration not in ("none", "gptq", "hqq", "k_quant"):
+    if not (weights.is_from_grids or weights.calibration in ("none", "hqq", "k_quant")):
         raise CompressionError(
-            f"calibration is {weights.calibration}; the ONNX path rounds to nearest or by gptq, hqq and k_quant; use one of "
-            "these, or engine: openvino"
+            f"calibration is {weights.calibration}; the ONNX path has none, gptq, hqq, k_quant and source_grid; use one of these, "
+            "or engine: openvino"
         )
-    if weights.calibration == "gptq" and not grids:
+    if weights.is_from_grids and not grids:
         raise CompressionError(
-            "calibration is gptq and no grids are given; the ONNX path stores finished grids; build them first, or use "
-            "calibration: k_quant"
+            f"calibration is {weights.calibration} and no grids are given; the ONNX path stores finished grids; build them "
+            "first, or use calibration: k_quant"
         )
     if weights.calibration in ("hqq", "k_quant") and weights.symmetric:
         raise CompressionError(

@@ -82,7 +82,7 @@ def compress_openvino(
         calibration: texts; the first `calibration_samples` are used, by a `calibration` other than none and by
             `activations: int8_static`.
         out: an existing, empty folder.
-        grids: of all linear layers by name, with calibration: gptq.
+        grids: of all linear layers by name, with calibration: gptq or source_grid.
 
     Raises:
         CompressionError: the format is impossible for this model, its calibration text is too short, or it left
@@ -115,7 +115,7 @@ def _from_grids(model: Any, weights: WeightSettings, grids: Mapping[str, Grid]) 
     """The linear layers as the grids are; NNCF rounds what is left, the embedding and the output head, to 8 bits."""
     if weights.embedding_bits == 4:
         raise CompressionError(
-            "embedding_bits is 4 with calibration: gptq; OpenVINO keeps it at 8 bits or more; use 8"
+            f"embedding_bits is 4 with calibration: {weights.calibration}; OpenVINO keeps it at 8 bits or more; use 8"
         )
     write_grids(model, grids)
     tables = weights.model_copy(

@@ -29,6 +29,7 @@ FEW_LAYERS = 7
 
 _ELSEWHERE = {
     "gptq": "gptq is built from grids and not by NNCF; build the grids, or use calibration: nncf_gptq",
+    "source_grid": "the source's grids are kept and not made by NNCF; build the grids, or use calibration: none",
     "hqq": "hqq and k_quant are ONNX Runtime's; use engine: onnxruntime, or calibration: awq+scale_estimation",
     "k_quant": "hqq and k_quant are ONNX Runtime's; use engine: onnxruntime, or calibration: awq+scale_estimation",
 }

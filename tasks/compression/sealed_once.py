@@ -35,7 +35,7 @@ def sealed_once(
         build: writes the files into an empty folder.
         grids: rounded weights that the build takes over.
     """
-    reads = kind == "onnxruntime" or weights.calibration != "none" or weights.activations == "int8_static"
+    reads = kind == "onnxruntime" or weights.reads_text
     data = {"calibration": digest_of(list(calibration))} if reads and calibration else {}
     if grids is not None:
         data["grids"] = grids.digest

@@ -38,8 +38,9 @@ def distill_student(workspace: Workspace, settings: DistillSettings, release: Ca
         workspace.store, workspace.derived, "checkpoint", start, recipe, texts, settings.training.seed, CODE,
         lambda out, scratch: distill(workspace.source, start, texts, settings, out, scratch),
     )  # fmt: skip
-    untrained = make_candidate(workspace, start, release.engine, release.format, note=", pruned")
-    candidate = make_candidate(workspace, student, release.engine, release.format, note=", student")
+    stored_as = release.format.for_trained_weights
+    untrained = make_candidate(workspace, start, release.engine, stored_as, note=", pruned")
+    candidate = make_candidate(workspace, student, release.engine, stored_as, note=", student")
     measurement = measure_candidate(workspace, candidate)
     judged = judge_candidate(workspace, candidate, "tasks")
     gain = held_out_gain(workspace, untrained, candidate)

@@ -8,6 +8,7 @@ them; and needs a working copy of some. Which, depends on the library:
     OpenVINO statistics (calibrated formats) runs the exported model: the mapped file, the plugin's packed copy of it, its table in f32
     GPTQ importance     (either engine) the checkpoint, and what a backward pass over two texts keeps; output_feedback: pairs of outputs
     GPTQ grids          the checkpoint, its changed layers (a written page of a mapped file is a copy), a byte a rounded weight, pairs
+    source's grids      (either engine) the checkpoint, a byte a kept weight, copies of the largest matrix
     OpenVINO compress   the mapped file and the compressed weights; calibrated ones again, to nearest, to compare (all at worst)
     ONNX export         the mapped checkpoint, and the output head transposed
     ONNX rounding       the mapped f32 graph, the rounded weights, and an f32 copy of the largest matrix
@@ -102,13 +103,11 @@ def build_phases(
             return (_traced(architecture),)
         case "openvino":
             compress = _compressed(architecture, weights)
-            if weights.calibration == "gptq":
-                return (*_gptq(architecture, weights, calibration_tokens), compress)
-            if not _calibrates(weights):
-                return (compress,)
+            if weights.is_from_grids or not weights.reads_text:
+                return (*_grids(architecture, weights, calibration_tokens), compress)
             return (_statistics(architecture, calibration_tokens), compress)
         case "onnxruntime":
-            before = _gptq(architecture, weights, calibration_tokens) if weights.calibration == "gptq" else ()
+            before = _grids(architecture, weights, calibration_tokens)
             export = _exported(architecture)
             return (
                 (*before, export)
@@ -116,7 +115,7 @@ def build_phases(
                 else (*before, export, _rounded(architecture, weights))
             )
         case "vllm" if weights.bits in (4, 8):
-            before = _gptq(architecture, weights, calibration_tokens) if weights.calibration == "gptq" else ()
+            before = _grids(architecture, weights, calibration_tokens)
             return (*before, _packed(architecture, weights))
         case _:
             return ()
@@ -159,10 +158,6 @@ def peak_bytes(phases: tuple[BuildPhase, ...]) -> int:
     return max((phase.total_bytes for phase in phases), default=0)
 
 
-def _calibrates(weights: WeightSettings) -> bool:
-    return weights.calibration != "none" or weights.activations == "int8_static"
-
-
 def _traced(architecture: Architecture) -> BuildPhase:
     """A checkpoint in another type than f32 is converted while it is loaded, and both are there."""
     stored = weight_bytes(architecture, WeightSettings(), "transformers")
@@ -191,6 +186,30 @@ def _statistics(architecture: Architecture, tokens: int) -> BuildPhase:
         copies=full + 4 * architecture.vocabulary * architecture.hidden,
         activations=4 * tokens * (inputs + 2 * architecture.vocabulary),
         runtime=_COMPRESSING_BYTES + _CALIBRATING_BYTES,
+    )
+
+
+def _grids(architecture: Architecture, weights: WeightSettings, tokens: int) -> tuple[BuildPhase, ...]:
+    match weights.calibration:
+        case "gptq":
+            return _gptq(architecture, weights, tokens)
+        case "source_grid":
+            return (_kept(architecture),)
+        case _:
+            return ()
+
+
+def _kept(architecture: Architecture) -> BuildPhase:
+    """The checkpoint read, a byte a kept integer, and of the widest layer the copies by which its grid is found."""
+    stored = weight_bytes(architecture, WeightSettings(), "transformers")
+    matrices = linear_matrices(architecture)
+    return _phase(
+        "grids",
+        source=stored,
+        copies=(0 if architecture.dtype == "F32" else 4 * architecture.parameters)
+        + _FITTING_COPIES * 4 * max(matrix.outputs * matrix.inputs for matrix in matrices),
+        result=sum(matrix.elements for matrix in matrices),
+        runtime=_TORCH_BYTES,
     )
 
 
@@ -234,12 +253,12 @@ def pairs_bytes(architecture: Architecture) -> int:
 def _compressed(architecture: Architecture, weights: WeightSettings) -> BuildPhase:
     result = weight_bytes(architecture, weights, "openvino")
     # What NNCF calibrated is compared with the same format rounded to nearest.
-    times = 2 if weights.calibration not in ("none", "gptq") else 1
+    times = 1 if weights.is_from_grids or weights.calibration == "none" else 2
     return _phase(
         "compress",
         source=times * 4 * architecture.parameters,
         result=times * result,
-        runtime=_COMPRESSING_BYTES + (_CALIBRATING_BYTES if _calibrates(weights) else 0),
+        runtime=_COMPRESSING_BYTES + (_CALIBRATING_BYTES if weights.reads_text else 0),
     )
 
 
@@ -264,7 +283,7 @@ def _rounded(architecture: Architecture, weights: WeightSettings) -> BuildPhase:
 def _packed(architecture: Architecture, weights: WeightSettings) -> BuildPhase:
     """The mapped checkpoint, the packed result and once more as it is written, and of the widest layer copies while it is fitted."""
     widest = max(matrix.outputs * matrix.inputs for matrix in linear_matrices(architecture))
-    stages = 1 if weights.calibration == "gptq" else _FITTING_COPIES
+    stages = 1 if weights.is_from_grids else _FITTING_COPIES
     return _phase(
         "round",
         source=weight_bytes(architecture, WeightSettings(), "transformers"),

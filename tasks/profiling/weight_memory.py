@@ -60,8 +60,8 @@ def weight_bytes(architecture: Architecture, weights: WeightSettings, engine: En
 
     OpenVINO (NNCF): linear layers of 4 bits in groups, of 8 bits per channel, as are an 8-bit embedding and the
     layers of `int8_layers`; the `int8_ratio` share of 4-bit layers, here spread evenly over the shapes, is 8 bits
-    per channel too. A low-rank correction adds its factors to each layer of 4 bits, static activations a scale to
-    each input of the attention's and the MLP's last projection.
+    per channel too; the zero points of a source's own grid have 16 bits. A low-rank correction adds its factors to
+    each layer of 4 bits, static activations a scale to each input of the attention's and the MLP's last projection.
     ONNX Runtime: linear layers and embedding in groups, the layers of `int8_layers` in the same groups at 8 bits;
     integer activations: linear layers per channel. The tables of the rotary embedding are in the file.
     vLLM: linear layers packed in groups, embedding and head plain; norms as in the checkpoint.
@@ -92,7 +92,10 @@ def _openvino_bytes(architecture: Architecture, weights: WeightSettings, others:
     layout = _OPENVINO_STATIC if static else _OPENVINO
     named, rest = _split_named(linear_matrices(architecture), weights.int8_layers)
     per_channel = weights.model_copy(update={"group_size": -1})
-    main = _at_bits(rest, weights.bits, weights, layout)
+    zero_bits = 16 if weights.calibration == "source_grid" else _zero_bits(weights, weights.bits)
+    main = grouped_bytes(
+        rest, weights.bits, zero_bits=zero_bits, group_size=weights.group_size, layout=layout
+    )
     backup = _at_bits(rest, 8, per_channel, layout)
     mixed = round((1 - weights.int8_ratio) * main + weights.int8_ratio * backup)
     bits = weights.embedding_bits
@@ -118,7 +121,9 @@ def _onnx_bytes(architecture: Architecture, weights: WeightSettings, others: int
     if weights.activations != "float":  # a zero point a channel even where all are 128
         return plain + grouped_bytes(linear, 8, zero_bits=8, group_size=-1, layout=_ONNX)
     named, rest = _split_named(linear, weights.int8_layers)
-    fitted = {"hqq": 32, "k_quant": 4}.get(weights.calibration)  # their zero points, symmetric or not
+    fitted = {"hqq": 32, "source_grid": 32, "k_quant": 4}.get(
+        weights.calibration
+    )  # their zero points, symmetric or not
     zero_bits = _zero_bits(weights, weights.bits) if fitted is None else fitted
     main = grouped_bytes(rest, weights.bits, zero_bits=zero_bits, group_size=weights.group_size, layout=_ONNX)
     return plain + main + _at_bits(named, 8, weights, _ONNX)

@@ -172,7 +172,7 @@ def build_seconds(architecture: Architecture, weights: WeightSettings, engine: E
     gib = 4 * architecture.parameters / GIB
     seconds = SECONDS_A_GIB.get(f"export {engine.engine}", 0.0)  # the checkpoint itself needs none
     if weights.bits != 32 and engine.engine != "transformers":
-        kind = "round" if weights.calibration == "none" else "calibrate"
+        kind = "calibrate" if weights.reads_text or weights.calibration in ("hqq", "k_quant") else "round"
         rate = SECONDS_A_GIB[f"{kind} {engine.engine}"]
         seconds += rate
         walks = 1

@@ -92,6 +92,7 @@ RIDGE = 0.02
 _CALIBRATED = {
     "none": 1.0, "k_quant": 1.0, "hqq": 0.8, "awq": 0.8, "scale_estimation": 0.7, "awq+scale_estimation": 0.65,
     "lora_correction": 0.6, "awq+scale_estimation+lora_correction": 0.5, "nncf_gptq": 0.7, "gptq": 0.4,
+    "source_grid": 0.02,
 }  # fmt: skip
 """Divergence beside rounding to nearest; `docs/log.md` and `docs/bench/four_bit.md`, one model, rough."""
 

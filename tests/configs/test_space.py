@@ -123,6 +123,7 @@ def every_format() -> list[WeightSettings]:
             "nncf_gptq",
             "hqq",
             "k_quant",
+            "source_grid",
         ),
         "int8_ratio": (0.0, 0.2, 1.0),
         "embedding_bits": (4, 8, 16),
@@ -152,9 +153,9 @@ def test_the_rules_are_those_of_the_builders(monkeypatch):
     formats = every_format()
     assert len(formats) > 500
     for weights in formats:
-        grids = weights.calibration == "gptq"
+        grids = weights.is_from_grids
         said = refuses(onnx_rules.check_possible, weights, calibration_texts=8, grids=grids)
         assert said == (why_impossible(weights, onnx) is not None), weights
-        if weights.calibration != "gptq":  # built from grids, past NNCF
+        if not grids:  # else past NNCF
             said = refuses(openvino_checks.check_possible, None, weights)
             assert said == (why_impossible(weights, openvino) is not None), weights
