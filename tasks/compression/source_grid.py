@@ -25,25 +25,37 @@ _OFF_GRID = 0.1
 """Of a step: how far a weight may lie from its code, so that a checkpoint in bfloat16 counts. A random group of 32 has one chance in
 10^20."""
 
+_FEW_OUTPUTS = 8
 
-def layers_off_grid(checkpoint: Artifact, weights: WeightSettings) -> tuple[str, ...]:
-    """The linear layers that lie on no 4-bit grid, by name; those of `int8_layers` count, too.
+
+def check_source_grid(checkpoint: Artifact, weights: WeightSettings) -> None:
+    """Refuse a source that was never rounded to 4 bits in these groups; quick, as one layer on a grid is enough.
 
     Raises:
-        CompressionError: no layer lies on one.
+        CompressionError: no linear layer lies on one.
     """
     layers = _layers(checkpoint, weights)
-    off = tuple(
-        name
-        for name, weight in layers.items()
-        if name in weights.int8_layers or find_grid(weight, weights.group_size) is None
-    )
-    if len(off) == len(layers):
+    if not any(find_grid(weight, weights.group_size) for weight in layers.values()):
         raise CompressionError(
             f"calibration is source_grid and none of the source's {len(layers)} linear layers lies on a 4-bit grid in groups of "
             f"{weights.group_size}; it is for sources that were rounded before, in these groups (a GGUF); use calibration: gptq"
         )
-    return tuple(sorted(off))
+
+
+def layers_off_grid(checkpoint: Artifact, weights: WeightSettings) -> tuple[str, ...]:
+    """The linear layers that get 8 bits, by name: those that lie on no 4-bit grid, and those of `int8_layers`.
+
+    Raises:
+        CompressionError: no layer lies on one.
+    """
+    check_source_grid(checkpoint, weights)
+    return tuple(
+        sorted(
+            name
+            for name, weight in _layers(checkpoint, weights).items()
+            if name in weights.int8_layers or find_grid(weight, weights.group_size) is None
+        )
+    )
 
 
 def write_source_grids(
@@ -81,6 +93,8 @@ def find_grid(weight_NK: Tensor, group_size: int) -> Grid | None:
     """
     group = inputs_of_group(weight_NK, group_size)
     check_finite(weight_NK)
+    if len(weight_NK) > _FEW_OUTPUTS and find_grid(weight_NK[:_FEW_OUTPUTS], group) is None:
+        return None  # as a rule none is, and that is seen at once
     weight_NGg = weight_NK.reshape(len(weight_NK), -1, group)
     low, high = weight_NGg.amin(-1), weight_NGg.amax(-1)
     is_flat = low == high  # one value: between it and 0 there is a grid

@@ -17,6 +17,8 @@ from configs.load import ConfigError
 from configs.schema import Config
 from configs.weights import WeightSettings
 from tasks.compression.build_cost import expected_cost
+from tasks.compression.error import CompressionError
+from tasks.compression.source_grid import check_source_grid
 from tasks.models.checkpoint import Architecture
 from tasks.profiling.build_memory import pairs_bytes
 from tasks.profiling.cache_memory import cache_token_bytes, kv_factor
@@ -34,6 +36,7 @@ from tasks.quantization.long_context import check_contexts
 from tasks.quantization.options import served
 from tasks.release.workspace import Workspace
 from tasks.serving.nvml import open_gpus
+from tasks.store.digest import code_digest, digest_of
 from tasks.store.record import Record
 from tasks.store.store import Store
 
@@ -81,7 +84,7 @@ def machine_limits(config: Config, store: Store) -> Limits:
 
 
 def preflight(workspace: Workspace, limits: Limits | None = None) -> Preflight:
-    """Predict every declared candidate, and refuse what does not fit.
+    """Predict every declared candidate, and refuse what does not fit, or has no source grid to keep.
 
     Args:
         workspace: of the rollout; its store is asked for remembered builds.
@@ -163,9 +166,33 @@ def _predicted(
     )  # fmt: skip
     over = over_limit(predicted, limits)
     if over is None:
-        return predicted
+        return predicted.model_copy(update={"refused": _no_source_grid(workspace, weights)})
     option = cheaper_option(workspace, weights, engine, limits)
     return predicted.model_copy(update={"refused": f"{over}; {option}"})
+
+
+class SourceGrid(Record):
+    """Why a source has no grid of its own to keep; None where it has."""
+
+    objection: str | None
+
+
+def _no_source_grid(workspace: Workspace, weights: WeightSettings) -> str | None:
+    """Why `calibration: source_grid` is not possible with this source, looked up once; None where it is, or is not asked for."""
+    if weights.calibration != "source_grid":
+        return None
+
+    def look() -> SourceGrid:
+        try:
+            check_source_grid(workspace.source, weights)
+        except CompressionError as error:
+            return SourceGrid(objection=str(error))
+        return SourceGrid(objection=None)
+
+    key = digest_of(
+        [workspace.source.digest, weights.group_size, code_digest("tasks/compression/source_grid.py")]
+    )
+    return workspace.store.once(f"source-grid-{key}", SourceGrid, look)[0].objection
 
 
 def _contexts(workspace: Workspace) -> tuple[int, ...]:

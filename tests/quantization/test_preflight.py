@@ -1,8 +1,11 @@
 """What is refused before anything runs, and what is named instead."""
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
+from tiny_llama import tiny_llama
 
 from configs.load import ConfigError
 from configs.model import FolderSource, ModelSettings
@@ -70,6 +73,19 @@ def test_a_candidate_over_the_build_limit_is_refused_with_what_would_fit(store):
     (reason,) = said.values()
     assert "quantize.max_build_mib is 1000" in reason
     assert "int4 sym g64 on openvino, which calibrates nothing, would fit" in reason
+
+
+def test_a_source_that_was_never_rounded_has_no_grid_to_keep(store, tmp_path):
+    kept = {"bits": 4, "symmetric": False, "group_size": 32, "calibration": "source_grid"}
+    asked = workspace(store, INT8, {"engine": "openvino", "weights": kept, "kv_cache": ["u8"]})
+    asked = dataclasses.replace(asked, source=tiny_llama(tmp_path / "model"))
+    said = refusals(asked, AMPLE)
+    assert list(said) == ["openvino int4 asym g32 source_grid, u8 cache"]
+    assert "none of the source's 21 linear layers lies on a 4-bit grid in groups of 32" in next(
+        iter(said.values())
+    )
+    shutil.rmtree(tmp_path / "model")
+    assert refusals(asked, AMPLE) == said  # looked up once
 
 
 def test_what_fits_instead_of_output_feedback_can_be_written_down(store):
