@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 Floats = NDArray[np.float64]
 
@@ -36,6 +36,10 @@ def score_statistic(lost: ArrayLike, gained: ArrayLike, items: ArrayLike, loss: 
 
     Gart & Nam (1990), Biometrics 46, 637-643: the corrected value solves z + A (z^2 - 1) = statistic, where
     6 A is the skewness of the mean difference under the hypothesis.
+
+    Where every change went one way, the hypothesis of a smaller change that way is one of a single binomial, whose exact test
+    (Clopper & Pearson 1934, Biometrika 26, 404-413) exists; it holds where it is nearer to 0 still. The score test's size there
+    swings with the counts, up to 5.6 % at a level of 5.
     """
     b, c, n, d = (np.asarray(x, dtype=np.float64) for x in (lost, gained, items, loss))
     plain, gain = tango_statistic(b, c, n, d), _constrained_gain(b, c, n, d)
@@ -43,8 +47,20 @@ def score_statistic(lost: ArrayLike, gained: ArrayLike, items: ArrayLike, loss: 
     variance = np.maximum(changed - d**2, 1e-12)
     a = d * (1 - 3 * changed + 2 * d**2) / (6 * variance**1.5 * np.sqrt(n))
     corrected = 2 * (a + plain) / (1 + np.sqrt(np.maximum(1 + 4 * a * (a + plain), 0)))
-    nearer: Floats = np.where(np.abs(corrected) < np.abs(plain), corrected, plain)
+    nearer = np.where(np.abs(corrected) < np.abs(plain), corrected, plain)
+    for sign, ways, others in ((1, b, c), (-1, c, b)):
+        one_way = (others == 0) & (sign * d > 0) & (ways > sign * n * d)
+        nearer = np.where(
+            one_way, sign * np.minimum(sign * nearer, _exact_quantile(ways, n, sign * d)), nearer
+        )
     return nearer
+
+
+def _exact_quantile(changed: Floats, n: Floats, chance: Floats) -> Floats:
+    """Normal quantile of the chance that a binomial of `n` reaches `changed`; nothing is said where the chance is not above 0."""
+    tail = special.betainc(np.maximum(changed, 1e-9), np.maximum(n - changed, 0) + 1, np.clip(chance, 0, 1))
+    quantile: Floats = stats.norm.isf(tail)
+    return quantile
 
 
 def tango_limits(

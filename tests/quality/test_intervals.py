@@ -154,6 +154,25 @@ def test_the_exact_chance_that_the_lower_limit_lies_above_the_truth(items, disco
     assert corrected <= plain
 
 
+@pytest.mark.parametrize("items", [400, 1260, 3133])
+@pytest.mark.parametrize("loss", [0.02, 0.05])
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 3])
+def test_where_all_changes_are_losses_the_lower_limit_is_exact(items, loss, alpha):
+    """The score test alone lies above its level for some of these counts."""
+    z, lost = stats.norm.isf(alpha), np.arange(items + 1)
+    chances = stats.binom.pmf(lost, items, loss)
+    assert chances[score_statistic(lost, 0, items, loss) > z].sum() <= alpha
+    assert chances[score_statistic(0, lost, items, -loss) < -z].sum() <= alpha
+    seen = round(1.3 * items * loss)
+    low, _ = score_limits(seen, 0, items, z)
+    assert low == pytest.approx(
+        min(stats.beta.ppf(alpha, seen, items - seen + 1), tango_limits(seen, 0, items, alpha)[0]), abs=1e-4
+    )
+    assert low < stats.beta.ppf(alpha, seen, items - seen + 1) + 1e-9
+    # One gain more, and the score test holds again: it says nearly the same.
+    assert score_limits(seen, 1, items, z)[0] == pytest.approx(low, abs=0.2 / items**0.5)
+
+
 def test_clusters_of_one_item_are_the_score_interval_and_clusters_widen_it():
     rng = np.random.default_rng(3)
     template_changes = rng.choice([-1, 0, 1], p=[0.02, 0.94, 0.04], size=100)
