@@ -112,8 +112,8 @@ class WeightSettings(Section):
             )
         if self.calibration == "source_grid" and not self._is_plain_int4:
             raise ValueError(
-                "calibration: source_grid keeps integers of 4 bits with zero points; set bits: 4, symmetric: false and group_size; "
-                "leave number, int8_ratio and activations out"
+                "calibration: source_grid keeps integers of 4 bits with zero points; set bits: 4, symmetric: false and a group_size of "
+                "16 or more; leave number, int8_ratio and activations out"
             )
         if self.bits not in (4, 8) and self.calibration != "none":
             raise ValueError("calibration acts on bits: 4 and 8 only; leave it out")
@@ -135,7 +135,7 @@ class WeightSettings(Section):
 
     @property
     def _is_plain_int4(self) -> bool:
-        is_int4 = self.bits == 4 and self.number == "int" and not self.symmetric and self.group_size != -1
+        is_int4 = self.bits == 4 and self.number == "int" and not self.symmetric and self.group_size >= 16
         return is_int4 and not self.int8_ratio and self.activations == "float"
 
     @property
@@ -151,8 +151,10 @@ class WeightSettings(Section):
 
     @property
     def for_trained_weights(self) -> "WeightSettings":
-        """The format for a model whose weights were trained: they left the source's grid and are rounded to one of its size."""
-        return self.model_copy(update={"calibration": "gptq"}) if self.calibration == "source_grid" else self
+        """The format for a model whose weights were trained: they left the source's grid and are all rounded to one of its size."""
+        if self.calibration != "source_grid":
+            return self
+        return self.model_copy(update={"calibration": "gptq", "int8_layers": ()})
 
     @property
     def vllm_objection(self) -> str | None:

@@ -129,7 +129,7 @@ def recover_challenger(workspace: Workspace, settings: AdaptSettings, challenger
     eight_bit = (
         eight_bit_layers(workspace.store.open(challenger.artifact).folder / "openvino_model.xml")
         if challenger.format.int8_ratio
-        else frozenset[str]()
+        else frozenset(stored_as.int8_layers)
     )
     recipe = {
         "step": "recover",

@@ -15,6 +15,7 @@ from tasks.compression.source_grid import layers_off_grid
 from tasks.models.checkpoint import read_architecture
 from tasks.store.artifact import Artifact
 from tasks.store.digest import code_digest, digest_of, library_versions
+from tasks.store.record import Record
 from tasks.store.store import Store
 
 
@@ -81,7 +82,8 @@ def resolve_weights(
         CompressionError: the budget is below 4 bits everywhere, a layer cannot be rounded, or the source has no grid.
     """
     if weights.calibration == "source_grid":
-        return weights.model_copy(update={"int8_layers": layers_off_grid(checkpoint, weights)})
+        off = _off_grid(store, checkpoint, weights.group_size).layers
+        return weights.model_copy(update={"int8_layers": tuple(sorted({*off, *weights.int8_layers}))})
     if weights.max_bytes_fraction is None and weights.max_rounding_nats is None:
         return weights
     plain = weights.model_copy(update={"max_bytes_fraction": None, "max_rounding_nats": None})
@@ -94,6 +96,20 @@ def resolve_weights(
             errors, grids, _budget_bytes(checkpoint, weights, weights.max_bytes_fraction, grids)
         )
     return plain.model_copy(update={"int8_layers": named})
+
+
+class OffGrid(Record):
+    """The linear layers of a source that lie on no grid of 4 bits, by name."""
+
+    layers: tuple[str, ...]
+
+
+def _off_grid(store: Store, checkpoint: Artifact, group_size: int) -> OffGrid:
+    """Looked for once."""
+    key = digest_of([checkpoint.digest, group_size, code_digest("tasks/compression")])
+    return store.once(
+        f"off-grid-{key}", OffGrid, lambda: OffGrid(layers=layers_off_grid(checkpoint, group_size))
+    )[0]
 
 
 def layer_sensitivities(

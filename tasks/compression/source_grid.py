@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from configs.weights import WeightSettings
-from tasks.compression.block_inputs import linear_layers
+from tasks.compression.checkpoint_layers import linear_weights
 from tasks.compression.error import CompressionError
 from tasks.compression.gptq import check_finite, inputs_of_group, round_to_nearest
 from tasks.compression.grid import Grid, save_grids
@@ -28,32 +28,35 @@ _OFF_GRID = 0.1
 _FEW_OUTPUTS = 8
 
 
-def check_source_grid(checkpoint: Artifact, weights: WeightSettings) -> None:
-    """Refuse a source that was never rounded to 4 bits in these groups; quick, as one layer on a grid is enough.
+def check_source_grid(checkpoint: Artifact, group_size: int) -> None:
+    """Refuse a source that was never rounded to 4 bits in these groups; the first layer on a grid is enough.
 
     Raises:
         CompressionError: no linear layer lies on one.
     """
-    layers = _layers(checkpoint, weights)
-    if not any(find_grid(weight, weights.group_size) for weight in layers.values()):
-        raise CompressionError(
-            f"calibration is source_grid and none of the source's {len(layers)} linear layers lies on a 4-bit grid in groups of "
-            f"{weights.group_size}; it is for sources that were rounded before, in these groups (a GGUF); use calibration: gptq"
-        )
+    count = 0
+    for _, weight in linear_weights(checkpoint.folder):
+        if find_grid(weight, group_size) is not None:
+            return
+        count += 1
+    raise CompressionError(
+        f"calibration is source_grid and none of the source's {count} linear layers lies on a 4-bit grid in groups of {group_size}; it "
+        "is for sources that were rounded before, in these groups (a GGUF); use calibration: gptq"
+    )
 
 
-def layers_off_grid(checkpoint: Artifact, weights: WeightSettings) -> tuple[str, ...]:
-    """The linear layers that get 8 bits, by name: those that lie on no 4-bit grid, and those of `int8_layers`.
+def layers_off_grid(checkpoint: Artifact, group_size: int) -> tuple[str, ...]:
+    """The linear layers that lie on no 4-bit grid, by name.
 
     Raises:
-        CompressionError: no layer lies on one.
+        CompressionError: none lies on one.
     """
-    check_source_grid(checkpoint, weights)
+    check_source_grid(checkpoint, group_size)
     return tuple(
         sorted(
             name
-            for name, weight in _layers(checkpoint, weights).items()
-            if name in weights.int8_layers or find_grid(weight, weights.group_size) is None
+            for name, weight in linear_weights(checkpoint.folder)
+            if find_grid(weight, group_size) is None
         )
     )
 
@@ -72,13 +75,11 @@ def write_source_grids(
     Raises:
         CompressionError: a layer does not exist, or lies on no grid.
     """
-    save_grids(
-        {
-            name: _kept(name, weight, weights, eight_group)
-            for name, weight in _layers(checkpoint, weights).items()
-        },
-        out,
-    )
+    grids = {
+        name: _kept(name, weight, weights, eight_group) for name, weight in linear_weights(checkpoint.folder)
+    }
+    check_layers_exist("int8_layers", weights.int8_layers, grids)
+    save_grids(grids, out)
 
 
 def find_grid(weight_NK: Tensor, group_size: int) -> Grid | None:
@@ -139,13 +140,3 @@ def _kept(name: str, weight_NK: Tensor, weights: WeightSettings, eight_group: in
             "int8_layers, or use calibration: gptq"
         )
     return grid
-
-
-def _layers(checkpoint: Artifact, weights: WeightSettings) -> dict[str, Tensor]:
-    from tasks.training.checkpoint import load_model
-
-    model = load_model(checkpoint.folder, torch.float32)
-    model.requires_grad_(False)
-    layers = {name: module.weight.data for name, module in linear_layers(model).items()}
-    check_layers_exist("int8_layers", weights.int8_layers, layers)
-    return layers

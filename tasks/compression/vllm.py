@@ -21,7 +21,7 @@ CUDA build for all three.
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from configs.weights import WeightSettings
+from tasks.compression.checkpoint_layers import is_linear, tensors
 from tasks.compression.error import CompressionError
 from tasks.compression.gptq import round_to_nearest
 from tasks.compression.grid import Grid
-from tasks.models.checkpoint_folder import INDEX, SINGLE, read_json, weight_files
+from tasks.models.checkpoint_folder import INDEX, SINGLE, read_json
 from tasks.store.artifact import Artifact
 
 CONFIG = "config.json"
@@ -64,19 +65,19 @@ def build_vllm(
         raise CompressionError(objection)
     if (weights.calibration == "gptq") != (grids is not None):
         raise CompressionError("grids go with calibration: gptq, and calibration: gptq with grids")
-    tensors: dict[str, Tensor] = {}
+    made: dict[str, Tensor] = {}
     packed: set[str] = set()
-    for name, tensor in _tensors(checkpoint.folder):
-        if _is_linear(name, tensor):
+    for name, tensor in tensors(checkpoint.folder):
+        if is_linear(name, tensor):
             layer = name.removesuffix(".weight")
             packed.add(layer)
             grid = _grid(layer, tensor, weights, grids)
-            tensors |= _packed(layer, grid) if weights.activations == "float" else _plain(layer, grid)
+            made |= _packed(layer, grid) if weights.activations == "float" else _plain(layer, grid)
         else:
             halves = weights.embedding_bits == 16 and name.split(".")[-2] in _TABLES
-            tensors[name] = _halved(name, tensor) if halves else tensor
+            made[name] = _halved(name, tensor) if halves else tensor
     _check_all_packed(packed, grids)
-    save_file(tensors, out / SINGLE, metadata={"format": "pt"})
+    save_file(made, out / SINGLE, metadata={"format": "pt"})
     for entry in checkpoint.manifest.files:
         if not entry.path.endswith(".safetensors") and entry.path not in (INDEX, CONFIG):
             shutil.copyfile(checkpoint.folder / entry.path, out / entry.path)
@@ -126,20 +127,6 @@ def pack_codes(codes_NK: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
     fields = codes_NK.reshape(outputs, -1, in_a_word).astype(np.uint32) << shifts
     words: NDArray[np.uint32] = np.bitwise_or.reduce(fields, axis=-1)
     return words.view(np.int32)
-
-
-def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a checkpoint, one at a time."""
-    from safetensors import safe_open
-
-    for shard in weight_files(folder):
-        with safe_open(folder / shard, framework="pt") as file:
-            for name in sorted(file.keys()):
-                yield name, file.get_tensor(name)
-
-
-def _is_linear(name: str, tensor: Tensor) -> bool:
-    return ".layers." in name and name.endswith(".weight") and tensor.ndim == 2
 
 
 def _halved(name: str, tensor: Tensor) -> Tensor:

@@ -38,7 +38,8 @@ def distill_student(workspace: Workspace, settings: DistillSettings, release: Ca
         workspace.store, workspace.derived, "checkpoint", start, recipe, texts, settings.training.seed, CODE,
         lambda out, scratch: distill(workspace.source, start, texts, settings, out, scratch),
     )  # fmt: skip
-    stored_as = release.format.for_trained_weights
+    # Layers are named by their block, and the student has other blocks.
+    stored_as = release.format.for_trained_weights.model_copy(update={"int8_layers": ()})
     untrained = make_candidate(workspace, start, release.engine, stored_as, note=", pruned")
     candidate = make_candidate(workspace, student, release.engine, stored_as, note=", student")
     measurement = measure_candidate(workspace, candidate)

@@ -190,24 +190,18 @@ def _statistics(architecture: Architecture, tokens: int) -> BuildPhase:
 
 
 def _grids(architecture: Architecture, weights: WeightSettings, tokens: int) -> tuple[BuildPhase, ...]:
-    match weights.calibration:
-        case "gptq":
-            return _gptq(architecture, weights, tokens)
-        case "source_grid":
-            return (_kept(architecture),)
-        case _:
-            return ()
+    if weights.calibration == "gptq":
+        return _gptq(architecture, weights, tokens)
+    return (_kept(architecture),) if weights.calibration == "source_grid" else ()
 
 
 def _kept(architecture: Architecture) -> BuildPhase:
     """The checkpoint read, a byte a kept integer, and of the widest layer the copies by which its grid is found."""
-    stored = weight_bytes(architecture, WeightSettings(), "transformers")
     matrices = linear_matrices(architecture)
     return _phase(
         "grids",
-        source=stored,
-        copies=(0 if architecture.dtype == "F32" else 4 * architecture.parameters)
-        + _FITTING_COPIES * 4 * max(matrix.outputs * matrix.inputs for matrix in matrices),
+        source=weight_bytes(architecture, WeightSettings(), "transformers"),
+        copies=_FITTING_COPIES * 4 * max(matrix.outputs * matrix.inputs for matrix in matrices),
         result=sum(matrix.elements for matrix in matrices),
         runtime=_TORCH_BYTES,
     )

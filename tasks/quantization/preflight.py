@@ -184,14 +184,12 @@ def _no_source_grid(workspace: Workspace, weights: WeightSettings) -> str | None
 
     def look() -> SourceGrid:
         try:
-            check_source_grid(workspace.source, weights)
+            check_source_grid(workspace.source, weights.group_size)
         except CompressionError as error:
             return SourceGrid(objection=str(error))
         return SourceGrid(objection=None)
 
-    key = digest_of(
-        [workspace.source.digest, weights.group_size, code_digest("tasks/compression/source_grid.py")]
-    )
+    key = digest_of([workspace.source.digest, weights.group_size, code_digest("tasks/compression")])
     return workspace.store.once(f"source-grid-{key}", SourceGrid, look)[0].objection
 
 

@@ -14,6 +14,7 @@ are over pairs of slots.
 
 import os
 import statistics
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -54,6 +55,8 @@ OURS = {
 
 def main() -> None:
     """Measure and write docs/bench/int8.{json,md}."""
+    if BLOCKS < 2:
+        sys.exit("BLOCKS: two at least, one to choose by and one to compare in")
     prepare_environment(store_home(), hub=False, threads=2)
     store = Store(store_home())
     source = acquire(DEMO_MODEL, store)

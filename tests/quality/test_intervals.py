@@ -169,6 +169,7 @@ def test_where_all_changes_are_losses_the_lower_limit_is_exact(items, loss, alph
         min(stats.beta.ppf(alpha, seen, items - seen + 1), tango_limits(seen, 0, items, alpha)[0]), abs=1e-4
     )
     assert low < stats.beta.ppf(alpha, seen, items - seen + 1) + 1e-9
+    assert float(score_statistic(1, 0, 40, 0.024)) >= 0  # as many as expected, or just more
     # One gain more, and the score test holds again: it says nearly the same.
     assert score_limits(seen, 1, items, z)[0] == pytest.approx(low, abs=0.2 / items**0.5)
 
