@@ -18,6 +18,8 @@ Figures are growth over a process that has the libraries imported; `LIBRARIES_BY
 libraries were measured once, each build in a process of its own, on two shapes: 30 layers of 576 with a tied table of 49,152 rows,
 and 8 layers of 1,024 with the same table untied (docs/log.md has the table). The exchange
 is counted, not measured alone; GPTQ's two are counted, too, and are 7 % above the measured peak of the first shape.
+
+Above 300 lines, for a phase says little without the others.
 """
 
 from collections.abc import Sequence
@@ -196,13 +198,13 @@ def _grids(architecture: Architecture, weights: WeightSettings, tokens: int) -> 
 
 
 def _kept(architecture: Architecture) -> BuildPhase:
-    """The checkpoint read, a byte a kept integer, and of the widest layer the copies by which its grid is found."""
+    """The checkpoint read, a byte a kept integer, twice while it is written, and of the widest layer the copies that find its grid."""
     matrices = linear_matrices(architecture)
     return _phase(
         "grids",
         source=weight_bytes(architecture, WeightSettings(), "transformers"),
         copies=_FITTING_COPIES * 4 * max(matrix.outputs * matrix.inputs for matrix in matrices),
-        result=sum(matrix.elements for matrix in matrices),
+        result=2 * sum(matrix.elements for matrix in matrices),
         runtime=_TORCH_BYTES,
     )
 
@@ -246,11 +248,13 @@ def pairs_bytes(architecture: Architecture) -> int:
 
 def _compressed(architecture: Architecture, weights: WeightSettings) -> BuildPhase:
     result = weight_bytes(architecture, weights, "openvino")
+    integers = sum(matrix.elements for matrix in linear_matrices(architecture))
     # What NNCF calibrated is compared with the same format rounded to nearest.
     times = 1 if weights.is_from_grids or weights.calibration == "none" else 2
     return _phase(
         "compress",
         source=times * 4 * architecture.parameters,
+        copies=integers if weights.is_from_grids else 0,
         result=times * result,
         runtime=_COMPRESSING_BYTES + (_CALIBRATING_BYTES if weights.reads_text else 0),
     )

@@ -103,6 +103,20 @@ def test_gptq_changes_the_layers_it_has_rounded_and_keeps_a_byte_a_weight(engine
 
 
 @pytest.mark.parametrize("engine", SERVED)
+def test_a_source_grid_needs_no_text_and_a_byte_a_weight(engine):
+    weights = WeightSettings(bits=4, symmetric=False, group_size=32, calibration="source_grid")
+    phases = {phase.name: phase for phase in build_phases(DEEP, engine, weights)}
+    assert not {"importance", "statistics"} & set(phases)
+    assert phases["grids"].result_bytes == 2 * 106_168_320
+    if engine == "openvino":
+        plain = weights.model_copy(update={"calibration": "none"})
+        (nearest,) = build_phases(DEEP, engine, plain)
+        # The integers lie beside the graph, and zero points of 16 bits instead of 4 are in it.
+        more = phases["compress"].total_bytes - nearest.total_bytes
+        assert more == 106_168_320 + 106_168_320 // 32 * 12 // 8
+
+
+@pytest.mark.parametrize("engine", SERVED)
 def test_output_feedback_keeps_pairs_of_outputs(engine):
     """Queries, output and down projections of 576, keys and values of 192, gate and up in three parts of 512."""
     pairs = 30 * 4 * (3 * 576**2 + 2 * 192**2 + 2 * 3 * 512**2)
