@@ -50,6 +50,11 @@ class WeightCandidate(Section):
             raise ValueError(
                 f"device: cuda is not offered by engine: {self.engine}; use vllm, or device: cpu"
             )
+        if self.engine == "openvino" and self.weights.calibration == "source_grid" and self.activation_group:
+            raise ValueError(
+                f"activation_group is {self.activation_group} with calibration: source_grid; OpenVINO rounds no activations "
+                "beside its zero points; leave it out (compute: bf16 is faster where the processor has it)"
+            )
         for each in self.kv_cache:
             try:
                 EngineSettings(

@@ -1,58 +1,36 @@
 """From a checkpoint to served artifacts of calibrated grids: the same weights in every engine, within the budget."""
 
 import json
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
+from served_logits import logits_of, sealed
 from tiny_llama import TEXTS, tiny_llama
 
-from configs.engine import EngineSettings
 from configs.weights import WeightSettings
 from tasks.compression import output_feedback
 from tasks.compression.build import build_artifact, resolve_weights
 from tasks.compression.error import CompressionError
 from tasks.compression.openvino_matrices import MODEL_XML, weight_formats
-from tasks.engines.open import open_engine
-from tasks.engines.protocol import ScoreRequest
 from tasks.store.artifact import Artifact
 from tasks.store.store import Store
 
-IDS = tuple(range(20, 60))
 FOUR = WeightSettings(bits=4, group_size=32, calibration="gptq")
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(scope="module")
 def checkpoint(home: Store, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     model = tiny_llama(tmp_path_factory.mktemp("tiny") / "model")
-    return home.seal(lambda out: _copy(model.folder, out), kind="checkpoint")
-
-
-def _copy(source: Path, out: Path) -> None:
-    for file in source.iterdir():
-        shutil.copyfile(file, out / file.name)
-
-
-def _logits(artifact: Artifact, engine: str) -> np.ndarray:
-    with open_engine(artifact, EngineSettings(engine=engine), chunk_tokens=64, batch_tokens=256) as opened:
-        logits = next(iter(opened.score([ScoreRequest(IDS[:1], IDS[1:])], with_logits=True))).logits
-    assert logits is not None
-    return logits
+    return sealed(home, model)
 
 
 def test_both_engines_compute_with_the_same_grids(home, checkpoint):
     weights = FOUR.model_copy(update={"embedding_bits": 32})
     served = {
-        engine: _logits(build_artifact(home, checkpoint, engine, weights, TEXTS), engine)
+        engine: logits_of(build_artifact(home, checkpoint, engine, weights, TEXTS), engine)
         for engine in ("openvino", "onnxruntime")
     }
-    source = _logits(build_artifact(home, checkpoint, "openvino", WeightSettings(), ()), "openvino")
+    source = logits_of(build_artifact(home, checkpoint, "openvino", WeightSettings(), ()), "openvino")
     lost = np.abs(served["openvino"] - source).mean()
     # ONNX Runtime's kernel rounds activations to int8, which moves logits, but far less than rounding the weights did.
     assert np.abs(served["openvino"] - served["onnxruntime"]).mean() < 0.5 * lost
@@ -71,8 +49,8 @@ def test_a_budget_of_bytes_is_used_and_kept(home, checkpoint):
     stored = (artifact.folder / MODEL_XML).with_suffix(".bin").stat().st_size
     assert stored <= 0.24 * 4 * parameters  # the file holds a few constants of the graph, too
     plain = build_artifact(home, checkpoint, "openvino", FOUR, TEXTS)
-    source = _logits(build_artifact(home, checkpoint, "openvino", WeightSettings(), ()), "openvino")
-    kept, all_four = (np.abs(_logits(each, "openvino") - source).mean() for each in (artifact, plain))
+    source = logits_of(build_artifact(home, checkpoint, "openvino", WeightSettings(), ()), "openvino")
+    kept, all_four = (np.abs(logits_of(each, "openvino") - source).mean() for each in (artifact, plain))
     assert kept < all_four
 
 
@@ -89,7 +67,7 @@ def test_output_feedback_rounds_otherwise_within_the_same_budget(home, checkpoin
     assert made[0].digest != made[1].digest
     stored = [(each.folder / MODEL_XML).with_suffix(".bin").stat().st_size for each in made]
     assert abs(stored[0] - stored[1]) < 0.02 * stored[0]
-    logits = [_logits(each, "openvino") for each in made]
+    logits = [logits_of(each, "openvino") for each in made]
     assert np.abs(logits[0] - logits[1]).max() > 1e-3
 
 

@@ -1,29 +1,24 @@
 """A source that was rounded before keeps its own integers: found exactly, refused where there are none, served by both engines."""
 
-import shutil
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from served_logits import logits_of, sealed
 from tiny_llama import tiny_llama
 
-from configs.engine import EngineSettings
+from configs.space import WeightCandidate
 from configs.weights import WeightSettings
 from tasks.compression.build import build_artifact, resolve_weights
 from tasks.compression.error import CompressionError
 from tasks.compression.openvino_matrices import MODEL_XML, weight_formats
 from tasks.compression.source_grid import find_grid
-from tasks.engines.open import open_engine
-from tasks.engines.protocol import ScoreRequest
 from tasks.store.artifact import Artifact
 from tasks.store.store import Store
 
 GROUP = 32
 KEPT = WeightSettings(bits=4, symmetric=False, group_size=GROUP, calibration="source_grid")
 OFF_GRID = "model.layers.1.mlp.down_proj"
-IDS = tuple(range(20, 60))
 
 
 def dequantized(outputs: int, inputs: int, seed: int, levels: int = 16) -> torch.Tensor:
@@ -80,11 +75,6 @@ def test_other_weights_are_on_no_grid():
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="module")
 def checkpoint(home: Store, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """Every linear layer on a grid but one."""
     model = tiny_llama(tmp_path_factory.mktemp("tiny") / "model")
@@ -94,31 +84,19 @@ def checkpoint(home: Store, tmp_path_factory: pytest.TempPathFactory) -> Artifac
         if "_proj" in name and OFF_GRID not in name:
             weights[name] = 8 * dequantized(*tensor.shape, seed)
     save_file(weights, path, metadata={"format": "pt"})
-    return home.seal(lambda out: _copy(model.folder, out), kind="checkpoint")
-
-
-def _copy(source: Path, out: Path) -> None:
-    for file in source.iterdir():
-        shutil.copyfile(file, out / file.name)
-
-
-def _logits(artifact: Artifact, engine: str) -> np.ndarray:
-    with open_engine(artifact, EngineSettings(engine=engine), chunk_tokens=64, batch_tokens=256) as opened:
-        logits = next(iter(opened.score([ScoreRequest(IDS[:1], IDS[1:])], with_logits=True))).logits
-    assert logits is not None
-    return logits
+    return sealed(home, model)
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_served_it_says_what_the_source_says(home, checkpoint, engine):
     exact = KEPT.model_copy(update={"embedding_bits": 32})
     nearest = exact.model_copy(update={"calibration": "none"})
-    source = _logits(build_artifact(home, checkpoint, "openvino", WeightSettings(), ()), "openvino")
+    source = logits_of(build_artifact(home, checkpoint, "openvino", WeightSettings(), ()), "openvino")
     lost = {}
     for weights in (exact, nearest):
         resolved = resolve_weights(home, checkpoint, engine, weights, ())
         artifact = build_artifact(home, checkpoint, engine, resolved, ())
-        lost[weights.calibration] = np.abs(_logits(artifact, engine) - source).mean()
+        lost[weights.calibration] = np.abs(logits_of(artifact, engine) - source).mean()
     assert lost["source_grid"] < 0.2 * lost["none"]
 
 
@@ -164,7 +142,7 @@ def test_zero_points_between_the_codes_take_16_bits(home, checkpoint):
 
 def test_a_source_that_was_never_rounded_is_refused(home, tmp_path):
     model = tiny_llama(tmp_path / "model")
-    checkpoint = home.seal(lambda out: _copy(model.folder, out), kind="checkpoint")
+    checkpoint = sealed(home, model)
     with pytest.raises(CompressionError, match="none of the source's 21 linear layers lies on a 4-bit grid"):
         resolve_weights(home, checkpoint, "openvino", KEPT, ())
 
@@ -182,3 +160,10 @@ def test_trained_weights_leave_the_grid():
 def test_other_formats_have_no_source_grid(change):
     with pytest.raises(ValueError, match=r"source_grid|nf4"):
         WeightSettings.model_validate(KEPT.model_dump() | change)
+
+
+def test_activations_are_not_rounded_beside_real_zero_points():
+    named = {"weights": KEPT.model_dump(), "activation_group": 32}
+    with pytest.raises(ValueError, match="activation_group is 32 with calibration: source_grid"):
+        WeightCandidate.model_validate({"engine": "openvino"} | named)
+    assert WeightCandidate.model_validate({"engine": "openvino"} | named | {"activation_group": 0})
