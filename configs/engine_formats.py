@@ -16,7 +16,7 @@ def why_impossible(weights: WeightSettings, engine: EngineSettings) -> str | Non
     """Why an engine cannot serve a format, as "setting: value"; None where it can."""
     match engine.engine:
         case "openvino":
-            broken = _openvino(weights, engine)
+            broken = _openvino(weights)
         case "onnxruntime":
             broken = _onnxruntime(weights, engine)
         case _:
@@ -24,15 +24,13 @@ def why_impossible(weights: WeightSettings, engine: EngineSettings) -> str | Non
     return next((f"{setting} on {engine.engine}" for setting, is_broken in broken.items() if is_broken), None)
 
 
-def _openvino(weights: WeightSettings, engine: EngineSettings) -> dict[str, bool]:
+def _openvino(weights: WeightSettings) -> dict[str, bool]:
     is_eight = weights.bits == 8
     return {
         "calibration": weights.calibration in _FITTED_TO_WEIGHTS,
         "activations": weights.activations == "int8_dynamic"
         or (weights.activations == "int8_static" and not weights.symmetric),
         "int8_ratio": weights.int8_ratio == 1,
-        # The plugin rounds activations beside integer zero points only (2026.4).
-        "activation_group": weights.calibration == "source_grid" and bool(engine.activation_group),
         "group_size": is_eight and weights.group_size != -1,
         "embedding_bits": weights.embedding_bits == 4
         and (is_eight or weights.is_from_grids or "lora_correction" in weights.calibration),

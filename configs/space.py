@@ -131,11 +131,12 @@ class QuantizeSpace(Section):
             try:
                 weights = WeightSettings(**chosen)
                 engine = EngineSettings(**serving)
+                serving["kv_cache"] = (engine.kv_cache,)
+                candidate = WeightCandidate(weights=weights, **serving)
             except ValidationError as error:
                 yield _said(error)
                 continue
-            serving["kv_cache"] = (engine.kv_cache,)
-            yield why_impossible(weights, engine) or WeightCandidate(weights=weights, **serving)
+            yield why_impossible(weights, engine) or candidate
 
     def _neutral(self, chosen: dict[str, Any]) -> dict[str, Any]:
         """The combination with the neutral value of every setting that has no meaning in it."""

@@ -52,13 +52,8 @@ def layers_off_grid(checkpoint: Artifact, group_size: int) -> tuple[str, ...]:
         CompressionError: none lies on one.
     """
     check_source_grid(checkpoint, group_size)
-    return tuple(
-        sorted(
-            name
-            for name, weight in linear_weights(checkpoint.folder)
-            if find_grid(weight, group_size) is None
-        )
-    )
+    layers = linear_weights(checkpoint.folder)
+    return tuple(sorted(name for name, weight in layers if find_grid(weight, group_size) is None))
 
 
 def write_source_grids(

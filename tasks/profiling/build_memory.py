@@ -18,20 +18,23 @@ Figures are growth over a process that has the libraries imported; `LIBRARIES_BY
 libraries were measured once, each build in a process of its own, on two shapes: 30 layers of 576 with a tied table of 49,152 rows,
 and 8 layers of 1,024 with the same table untied (docs/log.md has the table). The exchange
 is counted, not measured alone; GPTQ's two are counted, too, and are 7 % above the measured peak of the first shape.
-
-Above 300 lines, for a phase says little without the others.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 from configs.engine import EngineName
 from configs.weights import WeightSettings
-from tasks.compression.output_parts import output_parts
 from tasks.models.checkpoint import Architecture
+from tasks.profiling.build_phase import BuildPhase, PhaseName, build_phase
+from tasks.profiling.grid_memory import FITTING_COPIES, TORCH_BYTES, grid_phases, pairs_bytes
 from tasks.profiling.matrices import linear_matrices
 from tasks.profiling.weight_memory import weight_bytes
-from tasks.store.record import Record
+
+# What other stages read; they read it here.
+__all__ = [
+    "LIBRARIES_BYTES", "BuildPhase", "PhaseName", "build_phases", "candidate_phases", "exchanged_phases", "pairs_bytes", "peak_bytes",
+    "text_tokens",
+]  # fmt: skip
 
 _MIB = 2**20
 
@@ -49,37 +52,9 @@ _COMPRESSING_BYTES = 98 * _MIB  # NNCF's graph and the plugin that folds constan
 _CALIBRATING_BYTES = 95 * _MIB  # tokenizer and dataset, over compressing
 _ONNX_EXPORTING_BYTES = 115 * _MIB
 _ONNX_ROUNDING_BYTES = 25 * _MIB
-_TORCH_BYTES = 100 * _MIB
-_FITTING_COPIES = 8
-_BACKWARD_TEXTS = 2
-_BLOCK_TEXTS = 8
 
 MAX_CALIBRATION_TOKENS = 256  # of each calibration text that is fed
 _CHARACTERS_A_TOKEN = 4  # of English prose
-
-PhaseName = Literal["export", "exchange", "statistics", "importance", "grids", "compress", "round"]
-
-
-class BuildPhase(Record):
-    """What one phase of a build holds at once, bytes.
-
-    Attributes:
-        name: which.
-        source_bytes: full-precision weights, mapped or read.
-        copies_bytes: working copies of them: converted, transposed, packed.
-        result_bytes: the weights that are being made.
-        activations_bytes: of a forward pass over one calibration text.
-        runtime_bytes: graphs and scratch of the libraries.
-        total_bytes: the sum: growth over the process before.
-    """
-
-    name: PhaseName
-    source_bytes: int
-    copies_bytes: int = 0
-    result_bytes: int = 0
-    activations_bytes: int = 0
-    runtime_bytes: int
-    total_bytes: int
 
 
 def build_phases(
@@ -106,10 +81,10 @@ def build_phases(
         case "openvino":
             compress = _compressed(architecture, weights)
             if weights.is_from_grids or not weights.reads_text:
-                return (*_grids(architecture, weights, calibration_tokens), compress)
+                return (*grid_phases(architecture, weights, calibration_tokens), compress)
             return (_statistics(architecture, calibration_tokens), compress)
         case "onnxruntime":
-            before = _grids(architecture, weights, calibration_tokens)
+            before = grid_phases(architecture, weights, calibration_tokens)
             export = _exported(architecture)
             return (
                 (*before, export)
@@ -117,7 +92,7 @@ def build_phases(
                 else (*before, export, _rounded(architecture, weights))
             )
         case "vllm" if weights.bits in (4, 8):
-            before = _grids(architecture, weights, calibration_tokens)
+            before = grid_phases(architecture, weights, calibration_tokens)
             return (*before, _packed(architecture, weights))
         case _:
             return ()
@@ -163,7 +138,7 @@ def peak_bytes(phases: tuple[BuildPhase, ...]) -> int:
 def _traced(architecture: Architecture) -> BuildPhase:
     """A checkpoint in another type than f32 is converted while it is loaded, and both are there."""
     stored = weight_bytes(architecture, WeightSettings(), "transformers")
-    return _phase(
+    return build_phase(
         "export",
         source=stored,
         copies=0 if architecture.dtype == "F32" else 4 * architecture.parameters,
@@ -175,14 +150,14 @@ def _exchanged(architecture: Architecture) -> BuildPhase:
     """One tensor at a time: its pages of the mapped file, and the numbers that are compared or written."""
     widest = max(matrix.outputs * matrix.inputs for matrix in linear_matrices(architecture))
     largest = 4 * max(widest, architecture.vocabulary * architecture.hidden)
-    return _phase("exchange", source=largest, copies=largest, runtime=0)
+    return build_phase("exchange", source=largest, copies=largest, runtime=0)
 
 
 def _statistics(architecture: Architecture, tokens: int) -> BuildPhase:
     """One pass at a time through the compiled f32 model, with the inputs of every linear layer as outputs."""
     full = 4 * architecture.parameters
     inputs = sum(matrix.inputs * matrix.count for matrix in linear_matrices(architecture))
-    return _phase(
+    return build_phase(
         "statistics",
         source=full,
         copies=full + 4 * architecture.vocabulary * architecture.hidden,
@@ -191,67 +166,12 @@ def _statistics(architecture: Architecture, tokens: int) -> BuildPhase:
     )
 
 
-def _grids(architecture: Architecture, weights: WeightSettings, tokens: int) -> tuple[BuildPhase, ...]:
-    if weights.calibration == "gptq":
-        return _gptq(architecture, weights, tokens)
-    return (_kept(architecture),) if weights.calibration == "source_grid" else ()
-
-
-def _kept(architecture: Architecture) -> BuildPhase:
-    """The checkpoint read, a byte a kept integer, twice while it is written, and of the widest layer the copies that find its grid."""
-    matrices = linear_matrices(architecture)
-    return _phase(
-        "grids",
-        source=weight_bytes(architecture, WeightSettings(), "transformers"),
-        copies=_FITTING_COPIES * 4 * max(matrix.outputs * matrix.inputs for matrix in matrices),
-        result=2 * sum(matrix.elements for matrix in matrices),
-        runtime=_TORCH_BYTES,
-    )
-
-
-def _gptq(architecture: Architecture, weights: WeightSettings, tokens: int) -> tuple[BuildPhase, BuildPhase]:
-    """A backward pass keeps a layer's inputs and products, and the logits four times, in f32."""
-    stored = weight_bytes(architecture, WeightSettings(), "transformers")
-    converted = 0 if architecture.dtype == "F32" else 4 * architecture.parameters
-    linear = sum(matrix.elements for matrix in linear_matrices(architecture))
-    kept = architecture.layers * (8 * architecture.hidden + 4 * architecture.intermediate)
-    texts = _BACKWARD_TEXTS * tokens
-    pairs = pairs_bytes(architecture) if weights.output_feedback else 0
-    return (
-        _phase(
-            "importance",
-            source=stored,
-            copies=converted,
-            result=pairs,
-            activations=texts * 4 * (kept + 4 * architecture.vocabulary),
-            runtime=_TORCH_BYTES,
-        ),
-        _phase(
-            "grids",
-            source=stored,
-            copies=(converted or 4 * linear) + pairs,
-            result=linear,
-            activations=2 * 4 * _BLOCK_TEXTS * tokens * architecture.hidden,
-            runtime=_TORCH_BYTES,
-        ),
-    )
-
-
-def pairs_bytes(architecture: Architecture) -> int:
-    """Pairs (g g^T) of neighbouring outputs of every layer, f32."""
-    return sum(
-        4 * matrix.count * size**2
-        for matrix in linear_matrices(architecture)
-        for size in output_parts(matrix.outputs)
-    )
-
-
 def _compressed(architecture: Architecture, weights: WeightSettings) -> BuildPhase:
     result = weight_bytes(architecture, weights, "openvino")
     integers = sum(matrix.elements for matrix in linear_matrices(architecture))
     # What NNCF calibrated is compared with the same format rounded to nearest.
     times = 1 if weights.is_from_grids or weights.calibration == "none" else 2
-    return _phase(
+    return build_phase(
         "compress",
         source=times * 4 * architecture.parameters,
         copies=integers if weights.is_from_grids else 0,
@@ -264,12 +184,12 @@ def _exported(architecture: Architecture) -> BuildPhase:
     stored = weight_bytes(architecture, WeightSettings(), "transformers")
     head = 4 * architecture.vocabulary * architecture.hidden
     converted = 0 if architecture.dtype == "F32" else 4 * architecture.parameters
-    return _phase("export", source=stored, copies=converted + head, runtime=_ONNX_EXPORTING_BYTES)
+    return build_phase("export", source=stored, copies=converted + head, runtime=_ONNX_EXPORTING_BYTES)
 
 
 def _rounded(architecture: Architecture, weights: WeightSettings) -> BuildPhase:
     widest = max(matrix.outputs * matrix.inputs for matrix in linear_matrices(architecture))
-    return _phase(
+    return build_phase(
         "round",
         source=weight_bytes(architecture, WeightSettings(), "onnxruntime"),
         copies=4 * max(widest, architecture.vocabulary * architecture.hidden),
@@ -281,25 +201,11 @@ def _rounded(architecture: Architecture, weights: WeightSettings) -> BuildPhase:
 def _packed(architecture: Architecture, weights: WeightSettings) -> BuildPhase:
     """The mapped checkpoint, the packed result and once more as it is written, and of the widest layer copies while it is fitted."""
     widest = max(matrix.outputs * matrix.inputs for matrix in linear_matrices(architecture))
-    stages = 1 if weights.is_from_grids else _FITTING_COPIES
-    return _phase(
+    stages = 1 if weights.is_from_grids else FITTING_COPIES
+    return build_phase(
         "round",
         source=weight_bytes(architecture, WeightSettings(), "transformers"),
         copies=stages * 4 * widest,
         result=2 * weight_bytes(architecture, weights, "vllm"),
-        runtime=_TORCH_BYTES,
-    )
-
-
-def _phase(
-    name: PhaseName, *, source: int, copies: int = 0, result: int = 0, activations: int = 0, runtime: int
-) -> BuildPhase:
-    return BuildPhase(
-        name=name,
-        source_bytes=source,
-        copies_bytes=copies,
-        result_bytes=result,
-        activations_bytes=activations,
-        runtime_bytes=runtime,
-        total_bytes=source + copies + result + activations + runtime,
+        runtime=TORCH_BYTES,
     )

@@ -121,9 +121,8 @@ def _onnx_bytes(architecture: Architecture, weights: WeightSettings, others: int
     if weights.activations != "float":  # a zero point a channel even where all are 128
         return plain + grouped_bytes(linear, 8, zero_bits=8, group_size=-1, layout=_ONNX)
     named, rest = _split_named(linear, weights.int8_layers)
-    fitted = {"hqq": 32, "source_grid": 32, "k_quant": 4}.get(
-        weights.calibration
-    )  # their zero points, symmetric or not
+    # These have zero points of their own, symmetric or not.
+    fitted = {"hqq": 32, "source_grid": 32, "k_quant": 4}.get(weights.calibration)
     zero_bits = _zero_bits(weights, weights.bits) if fitted is None else fitted
     main = grouped_bytes(rest, weights.bits, zero_bits=zero_bits, group_size=weights.group_size, layout=_ONNX)
     return plain + main + _at_bits(named, 8, weights, _ONNX)
