@@ -28,7 +28,8 @@ from openvino._offline_transformations import paged_attention_transformation
 
 from tasks.engines.paged_cache import PagedCache
 from tasks.engines.protocol import EngineError, EngineUnavailable, ScoreRequest, TokenScores
-from tasks.engines.target_scores import MIN_SHARED_TOKENS, batches_of_groups, joined, part, score_logits
+from tasks.engines.row_softmax import RowSoftmax
+from tasks.engines.target_scores import MIN_SHARED_TOKENS, batches_of_groups, joined, normalized_scores, part
 
 MAX_LOGIT_ROWS = 512  # rows of logits of an inference: 100 MB at a vocabulary of 49,152
 _ELEMENTWISE = ("Convert", "Add", "Multiply", "Divide", "Tanh", "Clamp", "Reshape", "Unsqueeze", "Squeeze")
@@ -54,11 +55,11 @@ class _Sequence:
     picks: NDArray[np.int64]
     targets: NDArray[np.int64]
 
-    def scores(self, logits: NDArray[np.float32], span: NDArray[np.int64], keep: bool) -> TokenScores | None:
+    def scores(self, rows: "_Rows", span: NDArray[np.int64], keep: bool) -> TokenScores | None:
         """The scores that are read from the rows of a span (first, last); None where none is.
 
         Args:
-            logits: of these rows, shape (last - first, V).
+            rows: what came back for these rows.
             span: indices into `rows`.
             keep: put the logits into the result.
         """
@@ -66,7 +67,25 @@ class _Sequence:
         low, high = np.searchsorted(self.picks, (first, last))
         if low == high:
             return None
-        return score_logits(logits, self.targets[low:high], keep=keep, rows=self.picks[low:high] - first)
+        picks = self.picks[low:high] - first
+        return normalized_scores(
+            rows.logits, self.targets[low:high], picks, (rows.top, rows.total), keep=keep
+        )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of an inference.
+
+    Attributes:
+        logits: raw, shape (R, V).
+        top: the greatest of each row, shape (R,).
+        total: the log-sum-exp of each row, shape (R,).
+    """
+
+    logits: NDArray[np.float32]
+    top: NDArray[np.float32]
+    total: NDArray[np.float32]
 
 
 class PagedScorer:
@@ -112,6 +131,7 @@ class PagedScorer:
             ) from error
         self._request = compiled.create_infer_request()
         self._cache = PagedCache(compiled, self._request, kv_cache)
+        self._softmax = RowSoftmax(core, properties)
 
     @property
     def block_bytes(self) -> int:
@@ -209,8 +229,8 @@ class PagedScorer:
 
     def _infer(
         self, sequences: Sequence[_Sequence], start: int, chunk: int, spans: Sequence[NDArray[np.int64]]
-    ) -> list[NDArray[np.float32]]:
-        """Feed the tokens from `start` of each; for each the logits of the rows in its span, shape (rows, V)."""
+    ) -> list[_Rows]:
+        """Feed the tokens from `start` of each; for each the rows in its span."""
         pieces = [s.tokens[start : start + chunk] for s in sequences]
         past = np.array([s.past + start for s in sequences])
         ends = past + np.array([len(piece) for piece in pieces])
@@ -237,8 +257,10 @@ class PagedScorer:
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed while scoring {len(pieces)} sequences: {error}") from error
         logits: NDArray[np.float32] = self._request.get_tensor("logits").data
-        ends_of_rows = np.cumsum([last - first for first, last in spans])
-        return np.split(logits.reshape(-1, logits.shape[-1])[: len(rows)], ends_of_rows[:-1])
+        logits = logits.reshape(-1, logits.shape[-1])[: len(rows)]
+        parts = np.cumsum([last - first for first, last in spans])[:-1]
+        split = (np.split(each, parts) for each in (logits, *self._softmax(logits)))
+        return [_Rows(*each) for each in zip(*split, strict=True)]
 
 
 def _within_rows(spans: Mapping[int, NDArray[np.int64]]) -> Iterator[list[int]]:

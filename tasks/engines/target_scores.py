@@ -18,43 +18,63 @@ def score_logits(
     targets_N: NDArray[np.int64],
     *,
     keep: bool,
-    rows: NDArray[np.int64] | None = None,
 ) -> TokenScores:
     """Log-softmax of each row at its target, row by row so that the work stays in the processor's cache.
 
     Args:
-        logits_RV: raw logits, shape (R, V).
+        logits_RV: raw logits, one row a target, shape (N, V).
         targets_N: token ids, shape (N,).
         keep: put a copy of the logits into the result.
-        rows: the row of each target, increasing, shape (N,): targets may share one; None: one row a target.
 
     Of equal maxima the first is the argmax, as in numpy, torch and greedy decoding.
 
     Raises:
         EngineError: the number of rows is wrong, or a logit is not finite.
     """
-    rows_N = np.arange(len(targets_N)) if rows is None else rows
-    if rows is None and logits_RV.shape[0] != len(targets_N):
+    if logits_RV.shape[0] != len(targets_N):
         raise EngineError(
             f"the engine returned {logits_RV.shape[0]} rows of logits for {len(targets_N)} targets"
         )
-    logprobs = np.empty(len(targets_N), np.float32)
-    is_argmax = np.empty(len(targets_N), np.bool_)
+    top, total = np.empty(len(targets_N), np.float32), np.empty(len(targets_N), np.float32)
     shifted = np.empty(logits_RV.shape[1], np.float32)
-    before, top, total = -1, -1, np.float64(0)
-    for index, (row, target) in enumerate(zip(rows_N, targets_N, strict=True)):
-        logits_V = logits_RV[row]
-        if row != before:
-            before, top = row, int(logits_V.argmax())
-            np.subtract(logits_V, logits_V[top], out=shifted)
-            np.exp(shifted, out=shifted)
-            total = np.log(shifted.sum(dtype=np.float64))
-        logprobs[index] = logits_V[target] - logits_V[top] - total
-        is_argmax[index] = top == target
+    for index, logits_V in enumerate(logits_RV):
+        top[index] = logits_V.max()
+        np.subtract(logits_V, top[index], out=shifted)
+        np.exp(shifted, out=shifted)
+        total[index] = top[index] + np.log(shifted.sum(dtype=np.float64))
+    return normalized_scores(logits_RV, targets_N, np.arange(len(targets_N)), (top, total), keep=keep)
+
+
+def normalized_scores(
+    logits_RV: NDArray[np.float32],
+    targets_N: NDArray[np.int64],
+    rows_N: NDArray[np.int64],
+    normalizers: tuple[NDArray[np.float32], NDArray[np.float32]],
+    *,
+    keep: bool,
+) -> TokenScores:
+    """Scores from rows whose normalizers are known; see `score_logits`.
+
+    Args:
+        logits_RV: raw logits, shape (R, V).
+        targets_N: token ids, shape (N,).
+        rows_N: the row of each target, shape (N,): targets may share one.
+        normalizers: of each row its greatest logit and its log-sum-exp, shape (R,) both.
+        keep: put a copy of the logits into the result.
+
+    Raises:
+        EngineError: a logit is not finite.
+    """
+    top, total = (each[rows_N] for each in normalizers)
+    found = logits_RV[rows_N, targets_N]
+    logprobs = (found - total).astype(np.float32)
     if not np.isfinite(logprobs).all():
         raise EngineError(
             "the engine returned logits that are not finite; try compute: f32 or another weight format"
         )
+    is_argmax = found == top
+    for index in np.flatnonzero(is_argmax):  # another token may be as probable and come first
+        is_argmax[index] = logits_RV[rows_N[index]].argmax() == targets_N[index]
     return TokenScores(logprobs, is_argmax, np.array(logits_RV[rows_N], np.float32) if keep else None)
 
 
