@@ -80,7 +80,7 @@ class _Rows:
     Attributes:
         logits: raw, shape (R, V).
         top: the greatest of each row, shape (R,).
-        total: the log-sum-exp of each row, shape (R,).
+        total: of each row the log of the summed exponentials of the distances to it, shape (R,).
     """
 
     logits: NDArray[np.float32]

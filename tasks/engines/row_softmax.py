@@ -15,7 +15,7 @@ ROWS_AT_ONCE = 32  # 6 MB at a vocabulary of 49,152; 8 to 64 are alike, 512 take
 
 
 class RowSoftmax:
-    """A compiled graph from logits to what their softmax needs."""
+    """A compiled graph from logits to what normalizes them."""
 
     def __init__(self, core: Any, properties: dict[str, Any]) -> None:
         """Compile it.
@@ -28,12 +28,15 @@ class RowSoftmax:
         axis = ops.constant(np.int64(1))
         top = ops.reduce_max(logits, axis, True)
         total = ops.reduce_sum(ops.exp(ops.subtract(logits, top)), axis, True)
-        model = ov.Model([top, ops.add(top, ops.log(total))], [logits])
+        model = ov.Model([top, ops.log(total)], [logits])
         exact = {"INFERENCE_PRECISION_HINT": "f32"}
         self._request = core.compile_model(model, "CPU", properties | exact).create_infer_request()
 
     def __call__(self, logits_RV: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The greatest logit and the log of the sum of exponentials of each row, shape (R,) both; NaN where a row has one."""
+        """Of each row its greatest logit, and the log of the summed exponentials of the distances to it; shape (R,) both.
+
+        The second is NaN where a logit of the row is not finite.
+        """
         top, total = np.empty(len(logits_RV), np.float32), np.empty(len(logits_RV), np.float32)
         for row in range(0, len(logits_RV), ROWS_AT_ONCE):
             block = logits_RV[row : row + ROWS_AT_ONCE]

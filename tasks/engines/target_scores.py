@@ -41,7 +41,7 @@ def score_logits(
         top[index] = logits_V.max()
         np.subtract(logits_V, top[index], out=shifted)
         np.exp(shifted, out=shifted)
-        total[index] = top[index] + np.log(shifted.sum(dtype=np.float64))
+        total[index] = np.log(shifted.sum(dtype=np.float64))
     return normalized_scores(logits_RV, targets_N, np.arange(len(targets_N)), (top, total), keep=keep)
 
 
@@ -59,7 +59,7 @@ def normalized_scores(
         logits_RV: raw logits, shape (R, V).
         targets_N: token ids, shape (N,).
         rows_N: the row of each target, shape (N,): targets may share one.
-        normalizers: of each row its greatest logit and its log-sum-exp, shape (R,) both.
+        normalizers: of each row its greatest logit, and the log of the summed exponentials of the distances to it, shape (R,) both.
         keep: put a copy of the logits into the result.
 
     Raises:
@@ -67,7 +67,7 @@ def normalized_scores(
     """
     top, total = (each[rows_N] for each in normalizers)
     found = logits_RV[rows_N, targets_N]
-    logprobs = (found - total).astype(np.float32)
+    logprobs = (found - top - total).astype(np.float32)
     if not np.isfinite(logprobs).all():
         raise EngineError(
             "the engine returned logits that are not finite; try compute: f32 or another weight format"

@@ -147,10 +147,10 @@ def test_more_logits_than_are_held_at_once_come_in_parts(
     rows: list[int] = []
     infer = PagedScorer._infer
 
-    def counted(*arguments: Any) -> list[np.ndarray]:
-        logits = infer(*arguments)
-        rows.append(sum(map(len, logits)))
-        return logits
+    def counted(*arguments: Any) -> Any:
+        found = infer(*arguments)
+        rows.append(sum(len(each.logits) for each in found))
+        return found
 
     monkeypatch.setattr(PagedScorer, "_infer", counted)
     with OpenVinoEngine.open(exported, _settings()) as engine:
