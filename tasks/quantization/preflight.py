@@ -84,7 +84,7 @@ def machine_limits(config: Config, store: Store) -> Limits:
 
 
 def preflight(workspace: Workspace, limits: Limits | None = None) -> Preflight:
-    """Predict every declared candidate, and refuse what does not fit, or has no source grid to keep.
+    """Predict every declared candidate, and refuse what does not fit, or would not do what it says with this model.
 
     Args:
         workspace: of the rollout; its store is asked for remembered builds.
@@ -166,9 +166,21 @@ def _predicted(
     )  # fmt: skip
     over = over_limit(predicted, limits)
     if over is None:
-        return predicted.model_copy(update={"refused": _no_source_grid(workspace, weights)})
+        missing = _nothing_to_group(workspace.architecture, engine) or _no_source_grid(workspace, weights)
+        return predicted.model_copy(update={"refused": missing})
     option = cheaper_option(workspace, weights, engine, limits)
     return predicted.model_copy(update={"refused": f"{over}; {option}"})
+
+
+def _nothing_to_group(architecture: Architecture, engine: EngineSettings) -> str | None:
+    """Why no layer's activations would be quantized; None where some are, or none should be."""
+    widest = max(architecture.hidden, architecture.intermediate, architecture.heads * architecture.head_dim)
+    if engine.activation_group <= widest:
+        return None
+    return (
+        f"activation_group is {engine.activation_group}, and the widest input of a layer has {widest} values: OpenVINO would "
+        "quantize no activation; use 32, 64, 96 or 128"
+    )
 
 
 class SourceGrid(Record):

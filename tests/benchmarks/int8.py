@@ -1,11 +1,12 @@
-"""`make bench PART=int8`: the demo's int8 candidates against OpenVINO's own int8 export, batched.
+"""`make bench PART=int8`: int8 candidates of the recipes `demo` and `cpu` against OpenVINO's own int8 export, batched.
 
 Work: the demo model and the demo's request list (32 requests of 16 prompt tokens and 8 to 16 new ones, all at once), other prompts in
 every slot and the same for all sides, in ABBA order.
 
-    keiryo, openvino     int8 asym per channel, u8 cache, activations in groups of 32, the schema's default scheduler
-    keiryo, onnxruntime  int8 sym in groups of 32, f32 cache, slots of our own over one session
-    optimum and genai    `OVModelForCausalLM.from_pretrained(checkpoint, load_in_8bit=True)`, served by
+    keiryo, openvino        int8 asym per channel, u8 cache, activations in groups of 32, the schema's default scheduler
+    keiryo, openvino, g128  the same, sym, activations in groups of 128
+    keiryo, onnxruntime     int8 sym in groups of 32, f32 cache, slots of our own over one session
+    optimum and genai       `OVModelForCausalLM.from_pretrained(checkpoint, load_in_8bit=True)`, served by
                          `ContinuousBatchingPipeline(folder, SchedulerConfig(), "CPU")`: nothing set
 
 Which of ours is released depends on the machine. "The faster one" is chosen by the even blocks and compared in the odd ones. Intervals
@@ -46,6 +47,7 @@ THEIRS = "optimum and genai"
 OPENVINO = EngineSettings(engine="openvino", kv_cache="u8", activation_group=32, threads=2)
 OURS = {
     "keiryo, openvino": (WeightSettings(bits=8, symmetric=False), OPENVINO),
+    "keiryo, openvino, g128": (WeightSettings(bits=8), OPENVINO.model_copy(update={"activation_group": 128})),
     "keiryo, onnxruntime": (
         WeightSettings(bits=8, group_size=32),
         EngineSettings(engine="onnxruntime", threads=2),

@@ -72,6 +72,13 @@ def test_settings_that_an_engine_lacks_do_not_rule_it_out():
     ]
 
 
+def test_activations_go_in_groups_of_a_multiple_of_16():
+    asked = {"bits": [8], "engine": ["openvino"], "symmetric": [True], "activation_group": [96, 100]}
+    assert expanded(**asked) == ["openvino int8 sym per channel, f32, g96"]
+    with pytest.raises(ValueError, match="activation_group is 100; OpenVINO quantizes activations in groups"):
+        EngineSettings(engine="openvino", activation_group=100)
+
+
 def test_the_size_is_said():
     space = QuantizeSpace.model_validate({"engine": ["openvino"], "compute": ["f32", "bf16"], "bits": [8]})
     assert space.said == "2 candidates, of 4 combinations"  # bf16 with a f32 cache is refused by OpenVINO

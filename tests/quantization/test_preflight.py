@@ -88,6 +88,16 @@ def test_a_source_that_was_never_rounded_has_no_grid_to_keep(store, tmp_path):
     assert refusals(asked, AMPLE) == said  # looked up once
 
 
+def test_a_group_of_activations_wider_than_any_layer_would_quantize_none(store):
+    said = refusals(
+        workspace(store, INT8, INT8 | {"activation_group": 1536}, INT8 | {"activation_group": 1552}), AMPLE
+    )
+    assert list(said) == [
+        f"openvino int8 asym per channel, {cache} cache, activations g1552" for cache in ("u8", "f32")
+    ]
+    assert all("the widest input of a layer has 1536 values" in reason for reason in said.values())
+
+
 def test_what_fits_instead_of_output_feedback_can_be_written_down(store):
     weights = {
         "bits": 4,
