@@ -4,7 +4,7 @@ Work: the demo model and the demo's request list (32 requests of 16 prompt token
 every slot and the same for all sides, in ABBA order.
 
     keiryo, openvino        int8 asym per channel, u8 cache, activations in groups of 32, the schema's default scheduler
-    keiryo, openvino, g128  the same, sym, activations in groups of 128
+    keiryo, openvino, g64   the same, sym, activations in groups of 64
     keiryo, onnxruntime     int8 sym in groups of 32, f32 cache, slots of our own over one session
     optimum and genai       `OVModelForCausalLM.from_pretrained(checkpoint, load_in_8bit=True)`, served by
                          `ContinuousBatchingPipeline(folder, SchedulerConfig(), "CPU")`: nothing set
@@ -47,7 +47,7 @@ THEIRS = "optimum and genai"
 OPENVINO = EngineSettings(engine="openvino", kv_cache="u8", activation_group=32, threads=2)
 OURS = {
     "keiryo, openvino": (WeightSettings(bits=8, symmetric=False), OPENVINO),
-    "keiryo, openvino, g128": (WeightSettings(bits=8), OPENVINO.model_copy(update={"activation_group": 128})),
+    "keiryo, openvino, g64": (WeightSettings(bits=8), OPENVINO.model_copy(update={"activation_group": 64})),
     "keiryo, onnxruntime": (
         WeightSettings(bits=8, group_size=32),
         EngineSettings(engine="onnxruntime", threads=2),
