@@ -4,10 +4,10 @@ Work: the demo model and the demo's request list (32 requests of 16 prompt token
 every slot and the same for all sides, in ABBA order.
 
     keiryo, openvino        int8 asym per channel, u8 cache, activations in groups of 32, the schema's default scheduler
-    keiryo, openvino, g64   the same, sym, activations in groups of 64
+    keiryo, openvino, g64   the same but int8 sym, and activations in groups of 64
     keiryo, onnxruntime     int8 sym in groups of 32, f32 cache, slots of our own over one session
     optimum and genai       `OVModelForCausalLM.from_pretrained(checkpoint, load_in_8bit=True)`, served by
-                         `ContinuousBatchingPipeline(folder, SchedulerConfig(), "CPU")`: nothing set
+                            `ContinuousBatchingPipeline(folder, SchedulerConfig(), "CPU")`: nothing set
 
 Which of ours is released depends on the machine. "The faster one" is chosen by the even blocks and compared in the odd ones. Intervals
 are over pairs of slots.
