@@ -104,7 +104,7 @@ class EngineSettings(Section):
         if self.activation_group % ACTIVATION_STEP:
             raise ValueError(
                 f"activation_group is {self.activation_group}; OpenVINO quantizes activations in groups of a multiple of "
-                f"{ACTIVATION_STEP} and leaves them as they are for any other; use 32, 64, 96 or 128"
+                f"{ACTIVATION_STEP} and leaves them as they are for any other; use 32 or 64"
             )
         if self.has_integer_cache and self.engine not in ("openvino", "onnxruntime"):
             raise ValueError(

@@ -33,7 +33,9 @@ class WeightCandidate(Section):
     weights: WeightSettings
     device: Literal["cpu", "cuda"] = Field("cpu", description="what serves it; cuda: one NVIDIA GPU (vLLM)")
     compute: Compute = "f32"
-    activation_group: int = Field(0, ge=0, description="int8 activations in groups of this size (OpenVINO)")
+    activation_group: int = Field(
+        0, ge=0, description="int8 activations in groups of this size, a multiple of 16 (OpenVINO)"
+    )
     kv_cache: tuple[KvCache, ...] = Field(("f32",), min_length=1)
 
     @model_validator(mode="after")
@@ -55,6 +57,11 @@ class WeightCandidate(Section):
                 f"activation_group is {self.activation_group} with calibration: source_grid; OpenVINO rounds no activations "
                 "beside its zero points; leave it out (compute: bf16 is faster where the processor has it)"
             )
+        if self._groups_nothing:
+            raise ValueError(
+                f"activation_group is {self.activation_group} with {self.weights.label}; OpenVINO quantizes activations beside int8 "
+                "weights, and beside int4 ones in groups that divide group_size; use one that does, or leave it out"
+            )
         for each in self.kv_cache:
             try:
                 EngineSettings(
@@ -64,6 +71,16 @@ class WeightCandidate(Section):
             except ValidationError as error:
                 raise ValueError(_said(error)) from error
         return self
+
+    @property
+    def _groups_nothing(self) -> bool:
+        """Whether OpenVINO would quantize no activation beside such weights."""
+        weights, group = self.weights, self.activation_group
+        if not group:
+            return False
+        if weights.bits == 4 and weights.number == "int":
+            return weights.group_size > 0 and weights.group_size % group != 0
+        return weights.bits != 8
 
 
 class QuantizeSpace(Section):

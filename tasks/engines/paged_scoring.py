@@ -125,13 +125,13 @@ class PagedScorer:
         _gather_before_head(model)
         try:
             compiled = core.compile_model(model, "CPU", properties)
+            self._softmax = RowSoftmax(core, properties)
         except RuntimeError as error:
             raise EngineUnavailable(
                 f"OpenVINO refuses {properties}: {last_line(error)}; choose another kv_cache or compute"
             ) from error
         self._request = compiled.create_infer_request()
         self._cache = PagedCache(compiled, self._request, kv_cache)
-        self._softmax = RowSoftmax(core, properties)
 
     @property
     def block_bytes(self) -> int:
@@ -254,12 +254,13 @@ class PagedScorer:
         }
         try:
             self._request.infer(feed, share_inputs=True)
+            logits: NDArray[np.float32] = self._request.get_tensor("logits").data
+            logits = logits.reshape(-1, logits.shape[-1])[: len(rows)]
+            normalizers = self._softmax(logits)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed while scoring {len(pieces)} sequences: {error}") from error
-        logits: NDArray[np.float32] = self._request.get_tensor("logits").data
-        logits = logits.reshape(-1, logits.shape[-1])[: len(rows)]
         parts = np.cumsum([last - first for first, last in spans])[:-1]
-        split = (np.split(each, parts) for each in (logits, *self._softmax(logits)))
+        split = (np.split(each, parts) for each in (logits, *normalizers))
         return [_Rows(*each) for each in zip(*split, strict=True)]
 
 

@@ -35,7 +35,7 @@ class RowSoftmax:
     def __call__(self, logits_RV: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Of each row its greatest logit, and the log of the summed exponentials of the distances to it; shape (R,) both.
 
-        The second is NaN where a logit of the row is not finite.
+        The second is not finite where a logit of the row is NaN or +inf, or all of them are -inf.
         """
         top, total = np.empty(len(logits_RV), np.float32), np.empty(len(logits_RV), np.float32)
         for row in range(0, len(logits_RV), ROWS_AT_ONCE):

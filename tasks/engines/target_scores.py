@@ -13,12 +13,7 @@ MIN_SHARED_TOKENS = 8  # a shorter context costs less to feed again than its blo
 Part = TypeVar("Part")
 
 
-def score_logits(
-    logits_RV: NDArray[np.float32],
-    targets_N: NDArray[np.int64],
-    *,
-    keep: bool,
-) -> TokenScores:
+def score_logits(logits_RV: NDArray[np.float32], targets_N: NDArray[np.int64], *, keep: bool) -> TokenScores:
     """Log-softmax of each row at its target, row by row so that the work stays in the processor's cache.
 
     Args:
@@ -67,7 +62,7 @@ def normalized_scores(
     """
     top, total = (each[rows_N] for each in normalizers)
     found = logits_RV[rows_N, targets_N]
-    logprobs = (found - top - total).astype(np.float32)
+    logprobs = found - top - total
     if not np.isfinite(logprobs).all():
         raise EngineError(
             "the engine returned logits that are not finite; try compute: f32 or another weight format"

@@ -159,7 +159,7 @@ def _working_weights_bytes(
         case "openvino" if weights.bits in (16, 32):
             return computed + 2 * table * _element_bytes(engine)
         case "openvino":
-            return stored + (1 + _unpacks_head(weights, engine)) * table * 4
+            return stored + (1 + _unpacks_head(architecture, weights, engine)) * table * 4
         case "onnxruntime":
             shared = _head_bytes(architecture, weights) if architecture.tied_embeddings else 0
             return shared + _group_sums_bytes(architecture, weights)
@@ -171,9 +171,13 @@ def _working_weights_bytes(
             return 0 if computed == stored else computed
 
 
-def _unpacks_head(weights: WeightSettings, engine: EngineSettings) -> bool:
-    """OpenVINO multiplies by an int8 head with zero points only after the activations were rounded, or in bf16."""
-    return not weights.symmetric and engine.compute == "f32" and not engine.activation_group
+def _unpacks_head(architecture: Architecture, weights: WeightSettings, engine: EngineSettings) -> bool:
+    """OpenVINO multiplies by an int8 head with zero points only after the activations were rounded, or in bf16.
+
+    A group wider than the head's inputs rounds none of them.
+    """
+    is_rounded = 0 < engine.activation_group <= architecture.hidden
+    return not weights.symmetric and engine.compute == "f32" and not is_rounded
 
 
 def _head_bytes(architecture: Architecture, weights: WeightSettings) -> int:

@@ -1,4 +1,4 @@
-"""The tokenizer of an artifact, read with `tokenizers` alone: no torch, no transformers, milliseconds."""
+"""The tokenizer of an artifact, read with `tokenizers` alone: no torch, no transformers."""
 
 import json
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ class TextTokenizer:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def _parsed(definition: bytes) -> Tokenizer:
     """A tokenizer by what stands in its file, which takes 0.2 s to parse; every artifact of a model has the same."""
     tokenizer = Tokenizer.from_buffer(definition)

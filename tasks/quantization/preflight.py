@@ -179,7 +179,7 @@ def _nothing_to_group(architecture: Architecture, engine: EngineSettings) -> str
         return None
     return (
         f"activation_group is {engine.activation_group}, and the widest input of a layer has {widest} values: OpenVINO would "
-        "quantize no activation; use 32, 64, 96 or 128"
+        "quantize no activation; use 32 or 64"
     )
 
 

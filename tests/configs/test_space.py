@@ -9,7 +9,7 @@ from configs.engine import EngineSettings
 from configs.engine_formats import why_impossible
 from configs.load import ConfigError, load_config
 from configs.quantize import QuantizeSettings
-from configs.space import QuantizeSpace
+from configs.space import QuantizeSpace, WeightCandidate
 from configs.weights import WeightSettings
 from tasks.compression import onnx_rules, openvino_checks
 from tasks.compression.error import CompressionError
@@ -77,6 +77,16 @@ def test_activations_go_in_groups_of_a_multiple_of_16():
     assert expanded(**asked) == ["openvino int8 sym per channel, f32, g96"]
     with pytest.raises(ValueError, match="activation_group is 100; OpenVINO quantizes activations in groups"):
         EngineSettings(engine="openvino", activation_group=100)
+
+
+def test_beside_4_bits_groups_of_activations_divide_those_of_the_weights():
+    """For others OpenVINO computes with float activations, whatever the candidate is called."""
+    asked = {"bits": [4], "engine": ["openvino"], "symmetric": [True], "group_size": [64, 128]}
+    assert expanded(**asked, activation_group=[128]) == ["openvino int4 sym g128, f32, g128"]
+    four = {"engine": "openvino", "weights": {"bits": 4, "group_size": 64}, "activation_group": 96}
+    for weights in (four["weights"], {"bits": 32}):
+        with pytest.raises(ValueError, match=r"activation_group is 96 with .*; OpenVINO quantizes"):
+            WeightCandidate.model_validate(four | {"weights": weights})
 
 
 def test_the_size_is_said():
