@@ -52,16 +52,6 @@ class WeightCandidate(Section):
             raise ValueError(
                 f"device: cuda is not offered by engine: {self.engine}; use vllm, or device: cpu"
             )
-        if self.engine == "openvino" and self.weights.calibration == "source_grid" and self.activation_group:
-            raise ValueError(
-                f"activation_group is {self.activation_group} with calibration: source_grid; OpenVINO rounds no activations "
-                "beside its zero points; leave it out (compute: bf16 is faster where the processor has it)"
-            )
-        if self._groups_nothing:
-            raise ValueError(
-                f"activation_group is {self.activation_group} with {self.weights.label}; OpenVINO quantizes activations beside int8 "
-                "weights, and beside int4 ones in groups that divide group_size; use one that does, or leave it out"
-            )
         for each in self.kv_cache:
             try:
                 EngineSettings(
@@ -70,17 +60,22 @@ class WeightCandidate(Section):
                 )  # fmt: skip
             except ValidationError as error:
                 raise ValueError(_said(error)) from error
+        if self.activation_group and not self._takes_activation_groups:
+            raise ValueError(
+                f"activation_group is {self.activation_group} with {self.weights.label}; OpenVINO quantizes activations beside int8 "
+                "weights, and beside int4 ones with integer zero points in groups that divide group_size; use one that does, or "
+                "leave it out (compute: bf16 is faster where the processor has it)"
+            )
         return self
 
     @property
-    def _groups_nothing(self) -> bool:
-        """Whether OpenVINO would quantize no activation beside such weights."""
-        weights, group = self.weights, self.activation_group
-        if not group:
-            return False
-        if weights.bits == 4 and weights.number == "int":
-            return weights.group_size > 0 and weights.group_size % group != 0
-        return weights.bits != 8
+    def _takes_activation_groups(self) -> bool:
+        """Whether OpenVINO's CPU plugin (2026.4) quantizes activations beside the layers of such weights."""
+        weights = self.weights
+        if weights.bits != 4:
+            return weights.bits == 8
+        has_integers = weights.number == "int" and weights.calibration != "source_grid"
+        return has_integers and (weights.group_size == -1 or weights.group_size % self.activation_group == 0)
 
 
 class QuantizeSpace(Section):

@@ -7,8 +7,7 @@ keys and values are read back from a cache of the served type, and there is no p
 stateful graph's tokens a second on 20-token items, 1.5-1.9 times on sections of 128 (f32, bf16 and u8 caches;
 2 cores with AVX512-BF16).
 
-The head of the model runs only where a target is: a Gather on the hidden states is put before the last
-MatMul.
+The head of the model runs only where a target is (`tasks.engines.gathered_head`).
 
 Sequences are fed in chunks: a quantized cache is requantized as it grows, and a serving scheduler feeds
 chunks too. The choices of an item have one context, and may begin alike: what they have in common is fed once, the
@@ -23,16 +22,22 @@ from typing import Any
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
-from openvino import opset13 as ops
 from openvino._offline_transformations import paged_attention_transformation
 
+from tasks.engines.gathered_head import gather_before_head
 from tasks.engines.paged_cache import PagedCache
 from tasks.engines.protocol import EngineError, EngineUnavailable, ScoreRequest, TokenScores
 from tasks.engines.row_softmax import RowSoftmax
-from tasks.engines.target_scores import MIN_SHARED_TOKENS, batches_of_groups, joined, normalized_scores, part
+from tasks.engines.target_scores import (
+    MIN_SHARED_TOKENS,
+    LogitRows,
+    batches_of_groups,
+    joined,
+    part,
+    scores_of_rows,
+)
 
 MAX_LOGIT_ROWS = 512  # rows of logits of an inference: 100 MB at a vocabulary of 49,152
-_ELEMENTWISE = ("Convert", "Add", "Multiply", "Divide", "Tanh", "Clamp", "Reshape", "Unsqueeze", "Squeeze")
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class _Sequence:
     picks: NDArray[np.int64]
     targets: NDArray[np.int64]
 
-    def scores(self, rows: "_Rows", span: NDArray[np.int64], keep: bool) -> TokenScores | None:
+    def scores(self, rows: LogitRows, span: NDArray[np.int64], keep: bool) -> TokenScores | None:
         """The scores that are read from the rows of a span (first, last); None where none is.
 
         Args:
@@ -67,25 +72,7 @@ class _Sequence:
         low, high = np.searchsorted(self.picks, (first, last))
         if low == high:
             return None
-        picks = self.picks[low:high] - first
-        return normalized_scores(
-            rows.logits, self.targets[low:high], picks, (rows.top, rows.total), keep=keep
-        )
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Rows of an inference.
-
-    Attributes:
-        logits: raw, shape (R, V).
-        top: the greatest of each row, shape (R,).
-        total: of each row the log of the summed exponentials of the distances to it, shape (R,).
-    """
-
-    logits: NDArray[np.float32]
-    top: NDArray[np.float32]
-    total: NDArray[np.float32]
+        return scores_of_rows(rows, self.targets[low:high], self.picks[low:high] - first, keep=keep)
 
 
 class PagedScorer:
@@ -122,7 +109,7 @@ class PagedScorer:
             raise EngineUnavailable(
                 f"OpenVINO cannot serve this model with paged attention: {last_line(error)}; use engine: onnxruntime"
             ) from error
-        _gather_before_head(model)
+        gather_before_head(model)
         try:
             compiled = core.compile_model(model, "CPU", properties)
             self._softmax = RowSoftmax(core, properties)
@@ -229,7 +216,7 @@ class PagedScorer:
 
     def _infer(
         self, sequences: Sequence[_Sequence], start: int, chunk: int, spans: Sequence[NDArray[np.int64]]
-    ) -> list[_Rows]:
+    ) -> list[LogitRows]:
         """Feed the tokens from `start` of each; for each the rows in its span."""
         pieces = [s.tokens[start : start + chunk] for s in sequences]
         past = np.array([s.past + start for s in sequences])
@@ -256,12 +243,12 @@ class PagedScorer:
             self._request.infer(feed, share_inputs=True)
             logits: NDArray[np.float32] = self._request.get_tensor("logits").data
             logits = logits.reshape(-1, logits.shape[-1])[: len(rows)]
-            normalizers = self._softmax(logits)
+            found = self._softmax(logits)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed while scoring {len(pieces)} sequences: {error}") from error
         parts = np.cumsum([last - first for first, last in spans])[:-1]
-        split = (np.split(each, parts) for each in (logits, *normalizers))
-        return [_Rows(*each) for each in zip(*split, strict=True)]
+        split = (np.split(each, parts) for each in (found.logits, found.top, found.total))
+        return [LogitRows(*each) for each in zip(*split, strict=True)]
 
 
 def _within_rows(spans: Mapping[int, NDArray[np.int64]]) -> Iterator[list[int]]:
@@ -295,26 +282,3 @@ def _complete(scores: TokenScores | None, count: int) -> TokenScores:
     if scores is None or found != count:
         raise EngineError(f"{found} scores came back for {count} targets")
     return scores
-
-
-def _gather_before_head(model: Any) -> None:
-    """Let the last MatMul (hidden states to logits) run on the rows of a new input `target_rows` only."""
-    node = (
-        next(r for r in model.get_results() if "logits" in r.input_value(0).get_names())
-        .input_value(0)
-        .get_node()
-    )
-    while node.get_type_name() in _ELEMENTWISE:
-        node = node.input_value(0).get_node()
-    if node.get_type_name() != "MatMul":
-        raise EngineError(
-            f"the logits of this model come from {node.get_type_name()}, not from a MatMul: cannot score it"
-        )
-    hidden = node.input_value(0)
-    width = hidden.get_partial_shape()[-1].get_length()
-    rows = ops.parameter([-1], np.int64, name="target_rows")
-    rows.output(0).get_tensor().set_names({"target_rows"})
-    flat = ops.reshape(hidden, ops.constant(np.array([-1, width], np.int64)), False)
-    node.input(0).replace_source_output(ops.gather(flat, rows, ops.constant(np.int64(0))).output(0))
-    model.add_parameters([rows])
-    model.validate_nodes_and_infer_types()

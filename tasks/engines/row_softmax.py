@@ -11,6 +11,8 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13 as ops
 
+from tasks.engines.target_scores import LogitRows
+
 ROWS_AT_ONCE = 32  # 6 MB at a vocabulary of 49,152; 8 to 64 are alike, 512 take a quarter longer
 
 
@@ -32,15 +34,12 @@ class RowSoftmax:
         exact = {"INFERENCE_PRECISION_HINT": "f32"}
         self._request = core.compile_model(model, "CPU", properties | exact).create_infer_request()
 
-    def __call__(self, logits_RV: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Of each row its greatest logit, and the log of the summed exponentials of the distances to it; shape (R,) both.
-
-        The second is not finite where a logit of the row is NaN or +inf, or all of them are -inf.
-        """
+    def __call__(self, logits_RV: NDArray[np.float32]) -> LogitRows:
+        """The rows with their normalizers; `total` is not finite where a logit is NaN or +inf, or all of a row are -inf."""
         top, total = np.empty(len(logits_RV), np.float32), np.empty(len(logits_RV), np.float32)
         for row in range(0, len(logits_RV), ROWS_AT_ONCE):
             block = logits_RV[row : row + ROWS_AT_ONCE]
             self._request.infer({0: block}, share_inputs=True)
             top[row : row + len(block)] = self._request.get_output_tensor(0).data[:, 0]
             total[row : row + len(block)] = self._request.get_output_tensor(1).data[:, 0]
-        return top, total
+        return LogitRows(logits_RV, top, total)

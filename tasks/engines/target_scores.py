@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -11,6 +12,22 @@ from tasks.engines.protocol import EngineError, ScoreRequest, TokenScores
 
 MIN_SHARED_TOKENS = 8  # a shorter context costs less to feed again than its block of a paged cache to copy
 Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class LogitRows:
+    """Rows of logits with what normalizes them.
+
+    Attributes:
+        logits: raw, shape (R, V).
+        top: the greatest of each row, shape (R,).
+        total: of each row the log of the summed exponentials of the distances to it, shape (R,): apart from `top`, beside which a
+            float32 would lose its digits.
+    """
+
+    logits: NDArray[np.float32]
+    top: NDArray[np.float32]
+    total: NDArray[np.float32]
 
 
 def score_logits(logits_RV: NDArray[np.float32], targets_N: NDArray[np.int64], *, keep: bool) -> TokenScores:
@@ -37,40 +54,33 @@ def score_logits(logits_RV: NDArray[np.float32], targets_N: NDArray[np.int64], *
         np.subtract(logits_V, top[index], out=shifted)
         np.exp(shifted, out=shifted)
         total[index] = np.log(shifted.sum(dtype=np.float64))
-    return normalized_scores(logits_RV, targets_N, np.arange(len(targets_N)), (top, total), keep=keep)
+    return scores_of_rows(LogitRows(logits_RV, top, total), targets_N, np.arange(len(targets_N)), keep=keep)
 
 
-def normalized_scores(
-    logits_RV: NDArray[np.float32],
-    targets_N: NDArray[np.int64],
-    rows_N: NDArray[np.int64],
-    normalizers: tuple[NDArray[np.float32], NDArray[np.float32]],
-    *,
-    keep: bool,
+def scores_of_rows(
+    rows: LogitRows, targets_N: NDArray[np.int64], rows_N: NDArray[np.int64], *, keep: bool
 ) -> TokenScores:
     """Scores from rows whose normalizers are known; see `score_logits`.
 
     Args:
-        logits_RV: raw logits, shape (R, V).
+        rows: of an inference.
         targets_N: token ids, shape (N,).
         rows_N: the row of each target, shape (N,): targets may share one.
-        normalizers: of each row its greatest logit, and the log of the summed exponentials of the distances to it, shape (R,) both.
         keep: put a copy of the logits into the result.
 
     Raises:
         EngineError: a logit is not finite.
     """
-    top, total = (each[rows_N] for each in normalizers)
-    found = logits_RV[rows_N, targets_N]
-    logprobs = found - top - total
+    found, top = rows.logits[rows_N, targets_N], rows.top[rows_N]
+    logprobs = found - top - rows.total[rows_N]
     if not np.isfinite(logprobs).all():
         raise EngineError(
             "the engine returned logits that are not finite; try compute: f32 or another weight format"
         )
     is_argmax = found == top
     for index in np.flatnonzero(is_argmax):  # another token may be as probable and come first
-        is_argmax[index] = logits_RV[rows_N[index]].argmax() == targets_N[index]
-    return TokenScores(logprobs, is_argmax, np.array(logits_RV[rows_N], np.float32) if keep else None)
+        is_argmax[index] = rows.logits[rows_N[index]].argmax() == targets_N[index]
+    return TokenScores(logprobs, is_argmax, np.array(rows.logits[rows_N], np.float32) if keep else None)
 
 
 def part(scores: TokenScores, begin: int, end: int) -> TokenScores:

@@ -164,6 +164,6 @@ def test_other_formats_have_no_source_grid(change):
 
 def test_activations_are_not_rounded_beside_real_zero_points():
     named = {"weights": KEPT.model_dump(), "activation_group": 32}
-    with pytest.raises(ValueError, match="activation_group is 32 with calibration: source_grid"):
+    with pytest.raises(ValueError, match="activation_group is 32 with int4 asym g32 source_grid"):
         WeightCandidate.model_validate({"engine": "openvino"} | named)
     assert WeightCandidate.model_validate({"engine": "openvino"} | named | {"activation_group": 0})

@@ -84,7 +84,7 @@ def test_beside_4_bits_groups_of_activations_divide_those_of_the_weights():
     asked = {"bits": [4], "engine": ["openvino"], "symmetric": [True], "group_size": [64, 128]}
     assert expanded(**asked, activation_group=[128]) == ["openvino int4 sym g128, f32, g128"]
     four = {"engine": "openvino", "weights": {"bits": 4, "group_size": 64}, "activation_group": 96}
-    for weights in (four["weights"], {"bits": 32}):
+    for weights in (four["weights"], {"bits": 4, "group_size": 96, "number": "nf4"}, {"bits": 32}):
         with pytest.raises(ValueError, match=r"activation_group is 96 with .*; OpenVINO quantizes"):
             WeightCandidate.model_validate(four | {"weights": weights})
 
