@@ -26,6 +26,7 @@ from tasks.quantization.out_of_memory import memory_errors
 from tasks.quantization.parity import check_export
 from tasks.quantization.preflight import preflight, refusals
 from tasks.quantization.reload import check_reloads
+from tasks.quantization.run_off import run_off
 from tasks.quantization.sensitivity import sensitivities_of
 from tasks.quantization.survivors import surviving, why_dropped
 from tasks.release.candidate import Candidate, Measurement
@@ -70,6 +71,9 @@ def quantize(
             candidates=results,
             reason=f"no candidate could be built and measured ({reasons})",
         )
+    ranked = run_off(workspace, ranked)
+    compared = {each.name: each for each in ranked}
+    results = tuple(compared.get(each.name, each) for each in results)
     judged = _judge_in_turn(workspace, ranked[: settings.tries])
     chosen, judgement = judged[-1] if judged[-1][1].verdict == "PASS" else _least_bad(judged)
     kept = judgement.verdict == "PASS"

@@ -39,7 +39,8 @@ def candidate_metrics(result: CandidateResult) -> dict[str, float]:
     """Everything a candidate run shows: measurement, the screen as `quality/search/...`, build and parity."""
     screen = {metric_name("quality", "search", name): value for name, value in result.screen.items()}
     measured = measurement_metrics(result.measurement) if result.measurement else {}
-    return merge(measured, screen, result.metrics)
+    met = {} if result.side_by_side is None else {"perf/side_by_side_ratio": result.side_by_side}
+    return merge(measured, screen, met, result.metrics)
 
 
 def measurement_metrics(measurement: Measurement) -> dict[str, float]:

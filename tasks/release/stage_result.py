@@ -21,6 +21,8 @@ class CandidateResult(Record):
         measurement: None when it failed before it could be measured.
         screen: cheap quality figures on the search split, by metric name ("kl_nats", "perplexity_delta_fraction", ...).
         error: why it failed, one line; None when it did not.
+        side_by_side: its speed (one stream and all in flight, geometric mean) over that of the candidate whose own measurement was the
+            best, of interleaved pairs; None where they did not meet.
         dropped: why it was given up before it was measured; None where it was not.
         judged: the gate's verdict on it, where it was judged.
         reason: of that verdict, one line.
@@ -33,6 +35,7 @@ class CandidateResult(Record):
     measurement: Measurement | None
     screen: dict[str, float] = Field(default_factory=dict)
     error: str | None = None
+    side_by_side: float | None = None
     dropped: str | None = None
     judged: VerdictName | None = None
     reason: str = ""
