@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from flows.offline import prepare_environment
 from tasks.engines.protocol import Engine, ScoreRequest
 from tasks.quality.intervals import text_limits
 from tasks.quality.tokenizer import TextTokenizer
+from tasks.release.candidate import Candidate
 from tasks.release.measuring import make_candidate, open_candidate, source_candidate
 from tasks.release.preparation import make_workspace
 from tasks.release.workspace import Workspace
@@ -77,36 +78,47 @@ def main() -> None:
 
 
 def _rows(workspace: Workspace) -> Iterator[dict[str, object]]:
-    windows = _windows(workspace.source.folder)
     built = {
         name: make_candidate(workspace, workspace.source, ENGINE, weights)
         for name, weights in FORMATS.items()
     }
+    nats = window_nats(workspace, built)
+    f32_bytes = 4 * workspace.architecture.parameters
+    for name, candidate in built.items():
+        stored = (workspace.store.open(candidate.artifact).folder / "openvino_model.bin").stat().st_size
+        yield nats_row(f"{name} ({stored / 1e6:.1f} MB, {stored / f32_bytes:.3f} of f32)", nats[name])
+
+
+def window_nats(workspace: Workspace, built: Mapping[str, Candidate]) -> dict[str, list[float]]:
+    """Divergence of each artifact from the source, window by window, all through OpenVINO in f32."""
     nats: dict[str, list[float]] = {name: [] for name in built}
     with ExitStack() as stack:
         reference = stack.enter_context(open_candidate(workspace, source_candidate(workspace, ENGINE)))
         engines = {name: stack.enter_context(open_candidate(workspace, each)) for name, each in built.items()}
-        for window in windows:
-            expected = _logprobs(reference, window)
+        for window in windows(workspace.source.folder):
+            expected = logprobs(reference, window)
             for name, engine in engines.items():
-                nats[name].append(float(_divergence(expected, _logprobs(engine, window)).mean()))
-    f32_bytes = 4 * workspace.architecture.parameters
-    for name, candidate in built.items():
-        stored = (workspace.store.open(candidate.artifact).folder / "openvino_model.bin").stat().st_size
-        values = np.array(nats[name])
-        low, high = text_limits(values, np.ones_like(values), 0.025, skewed=True)
-        yield {
-            "name": f"{name} ({stored / 1e6:.1f} MB, {stored / f32_bytes:.3f} of f32)",
-            "work": f"KL to the source, {len(windows)} windows of {WINDOW_TOKENS}",
-            "unit": "nats",
-            "median": float(values.mean()),
-            "ci_low": float(low),
-            "ci_high": float(high),
-            "runs": nats[name],
-        }
+                nats[name].append(float(divergence(expected, logprobs(engine, window)).mean()))
+    return nats
 
 
-def _windows(folder: Path) -> list[tuple[int, ...]]:
+def nats_row(name: str, nats: Sequence[float]) -> dict[str, object]:
+    """A row of the table: the mean over windows, with its interval."""
+    values = np.array(nats)
+    low, high = text_limits(values, np.ones_like(values), 0.025, skewed=True)
+    return {
+        "name": name,
+        "work": f"KL to the source, {len(nats)} windows of {WINDOW_TOKENS}",
+        "unit": "nats",
+        "median": float(values.mean()),
+        "ci_low": float(low),
+        "ci_high": float(high),
+        "runs": list(nats),
+    }
+
+
+def windows(folder: Path) -> list[tuple[int, ...]]:
+    """The first tokens of the test documents, in windows; `folder` holds the tokenizer."""
     tokenizer = TextTokenizer(folder)
     ids: list[int] = []
     with (DATA / "wikitext2" / "test_docs.jsonl").open(encoding="utf-8") as lines:
@@ -116,7 +128,7 @@ def _windows(folder: Path) -> list[tuple[int, ...]]:
     return [tuple(ids[first : first + WINDOW_TOKENS]) for first in firsts]
 
 
-def _logprobs(engine: Engine, window: tuple[int, ...]) -> NDArray[np.float64]:
+def logprobs(engine: Engine, window: tuple[int, ...]) -> NDArray[np.float64]:
     """Log-probabilities of every next token, shape (T - 1, V)."""
     (scores,) = engine.score([ScoreRequest(window[:1], window[1:])], with_logits=True)
     if scores.logits is None:
@@ -127,9 +139,10 @@ def _logprobs(engine: Engine, window: tuple[int, ...]) -> NDArray[np.float64]:
     return logits
 
 
-def _divergence(expected: NDArray[np.float64], found: NDArray[np.float64]) -> NDArray[np.float64]:
-    divergence: NDArray[np.float64] = (np.exp(expected) * (expected - found)).sum(-1)
-    return divergence
+def divergence(expected: NDArray[np.float64], found: NDArray[np.float64]) -> NDArray[np.float64]:
+    """KL of every position, nats."""
+    nats: NDArray[np.float64] = (np.exp(expected) * (expected - found)).sum(-1)
+    return nats
 
 
 if __name__ == "__main__":
