@@ -83,6 +83,8 @@ def _runner(parallel: ParallelSettings) -> TaskRunner[Any]:
         case "ray":
             from prefect_ray import RayTaskRunner
 
-            cores = {"num_cpus": parallel.workers} if parallel.is_here else None
-            runner = RayTaskRunner(address=parallel.address, init_kwargs=cores)
+            cluster = {"num_cpus": parallel.workers, "include_dashboard": False}
+            runner = RayTaskRunner(
+                address=parallel.address, init_kwargs=cluster if parallel.is_here else None
+            )
     return runner

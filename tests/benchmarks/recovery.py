@@ -1,23 +1,24 @@
 """`make bench PART=recovery`: what recovery wins back of int4, beside NNCF's own, plain fine-tuning, and GPTQ, which trains nothing.
 
 Work: the demo model at 4 bits, asymmetric, groups of 64, every artifact of the same bytes, scored as in `PART=four_bit` (which nothing
-was calibrated or trained on). All train STEPS optimizer steps of 1,024 tokens of the same packed C4:
+was calibrated or trained on). All train STEPS optimizer steps of 1,024 tokens of the same packed C4, one seed; rates were not searched:
 
-    before             rounded to nearest
-    recovery           ours: rank 32, trained through that very rounding against the source, merged, rounded to nearest
-    NNCF FQ_LORA       the same loss: scales and a rank 32 inside its rounding, as its example has it
-    LoRA SFT           rank 32, next-token loss, merged, rounded to nearest
-    GPTQ               no training; weights of tokens and Hessians from 32 sections of C4
-    recovery, GPTQ     the merged weights of `recovery` by GPTQ
+    before               rounded to nearest
+    recovery             ours: rank 32, 1e-3, trained through that very rounding against the source, merged, rounded to nearest
+    NNCF FQ_LORA         the same loss: scales and a rank 32 inside its rounding, 1e-4 as its example has it, and at our rate
+    LoRA SFT             rank 32, 2e-4, next-token loss, merged, rounded to nearest
+    GPTQ                 no training; weights of tokens and Hessians from 32 sections of C4
+    recovery + GPTQ      the merged weights of `recovery` by GPTQ
 
-NNCF's row needs torchao, which the project does not: `uv pip install --no-deps torchao` (0.18.0). ONLY names a few rows; what is made
-is kept in $KEIRYO_HOME, so that the rows can be made one after another.
+Minutes are those of the optimizer steps. Ratios are over windows, with the interval of their median.
+
+NNCF's rows need torchao, which the project does not: `uv pip install --no-deps torchao` (0.18.0). ONLY names a few rows, which are
+printed; what is made is kept in $KEIRYO_HOME, so that the rows can be made one after another.
 """
 
 import os
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,19 +31,21 @@ from tasks.adaptation.lora import merge_adapter, train_adapter
 from tasks.adaptation.recovery import RANK, recover
 from tasks.release.autocast import decide_autocast
 from tasks.release.candidate import Candidate
+from tasks.release.machine import machine_digest
 from tasks.release.measuring import make_candidate
 from tasks.release.preparation import make_workspace
 from tasks.release.workspace import Workspace
 from tasks.store.artifact import Artifact, ArtifactKind
+from tasks.store.digest import code_digest, digest_of
 from tasks.store.record import Record
 from tasks.store.store import store_home
 from tasks.training.log import TrainingLog
 from tests.benchmarks.four_bit import DATA, ENGINE, nats_row, window_nats
 from tests.benchmarks.nncf_recovery import train_fq_lora
-from tests.benchmarks.report_file import write
+from tests.benchmarks.report_file import row, write
 from tests.conftest import DEMO_MODEL
 
-STEPS = int(os.environ.get("STEPS", "80"))
+STEPS = int(os.environ.get("STEPS", "50"))
 TRAINING = TrainingSettings(
     steps=STEPS,
     batch_sequences=4,
@@ -52,13 +55,9 @@ TRAINING = TrainingSettings(
     patience=None,
 )
 SFT = TRAINING.model_copy(update={"learning_rate": 2e-4})
-FQ_LORA = TRAINING.model_copy(update={"learning_rate": 1e-4})  # the example's
+FQ_LORA = TRAINING.model_copy(update={"learning_rate": 1e-4})
 NEAREST = WeightSettings(bits=4, symmetric=False, group_size=64)
 GPTQ = NEAREST.model_copy(update={"calibration": "gptq", "calibration_samples": 32})
-
-
-BY_NNCF = "NNCF FQ_LORA"
-ROWS = ("before", "recovery", BY_NNCF, "LoRA SFT", "GPTQ", "recovery, GPTQ")
 
 
 class Made(Record):
@@ -72,11 +71,6 @@ def main() -> None:
     """Measure and write docs/bench/recovery.{json,md}."""
     if not DATA.is_dir():
         sys.exit("the data folder shared/data is not beside the project; this benchmark needs it")
-    only = os.environ["ONLY"].split(",") if "ONLY" in os.environ else list(ROWS)
-    if BY_NNCF in only and find_spec("torchao") is None:
-        sys.exit(
-            f"NNCF strips its FQ_LORA with torchao: `uv pip install --no-deps torchao`, or leave {BY_NNCF} out with ONLY"
-        )
     prepare_environment(store_home(), hub=False, threads=ENGINE.threads)
     text = TextSettings(
         source=str(DATA / "calibration" / "c4_300docs.jsonl"),
@@ -90,12 +84,14 @@ def main() -> None:
     )
     makers: dict[str, Callable[[], tuple[Candidate, float]]] = {
         "before": lambda: (_rounded(workspace, workspace.source, NEAREST), 0.0),
-        "recovery": lambda: _trained(workspace, "recovery", _recover, NEAREST),
-        BY_NNCF: lambda: _by_nncf(workspace),
-        "LoRA SFT": lambda: _trained(workspace, "sft", _fine_tune, NEAREST),
+        "recovery": lambda: _trained(workspace, _recover, TRAINING, NEAREST),
+        "NNCF FQ_LORA": lambda: _by_nncf(workspace, FQ_LORA),
+        "NNCF FQ_LORA at 1e-3": lambda: _by_nncf(workspace, TRAINING),
+        "LoRA SFT": lambda: _trained(workspace, _fine_tune, SFT, NEAREST),
         "GPTQ": lambda: (_rounded(workspace, workspace.source, GPTQ), 0.0),
-        "recovery, GPTQ": lambda: _trained(workspace, "recovery", _recover, GPTQ),
+        "recovery + GPTQ": lambda: _trained(workspace, _recover, TRAINING, GPTQ),
     }
+    only = _asked(list(makers))
     made = {name: makers[name]() for name in only}
     nats = window_nats(workspace, {name: candidate for name, (candidate, _) in made.items()})
     rows = []
@@ -103,7 +99,33 @@ def main() -> None:
         stored = (workspace.store.open(candidate.artifact).folder / "openvino_model.bin").stat().st_size
         trained = f", {STEPS * 1024:,} tokens in {seconds / 60:.1f} min" if seconds else ""
         rows.append(nats_row(f"{name} ({stored / 1e6:.1f} MB{trained})", nats[name]))
-    print(write("recovery", rows, {}).read_text(encoding="utf-8"))
+        print({key: value for key, value in rows[-1].items() if key != "runs"}, flush=True)
+    if len(only) == len(makers):
+        print(write("recovery", rows, _ratios(nats)).read_text(encoding="utf-8"))
+
+
+def _asked(rows: list[str]) -> list[str]:
+    """What ONLY names, or all."""
+    only = os.environ["ONLY"].split(",") if "ONLY" in os.environ else rows
+    if unknown := set(only) - set(rows):
+        sys.exit(f"ONLY: {', '.join(sorted(unknown))} is no row; {', '.join(rows)} are")
+    if any("NNCF" in name for name in only) and find_spec("torchao") is None:
+        sys.exit(
+            "NNCF strips its FQ_LORA with torchao: `uv pip install --no-deps torchao`, or name other rows in ONLY"
+        )
+    return only
+
+
+def _ratios(nats: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    pairs = [(name, "before") for name in nats if name != "before"]
+    pairs += [("recovery", name) for name in nats if name not in ("recovery", "before")]
+    found = {}
+    for name, other in pairs:
+        ratio = row("", "", "", [ours / theirs for ours, theirs in zip(nats[name], nats[other], strict=True)])
+        found[f"{name} over {other}"] = {
+            key: float(str(ratio[key])) for key in ("median", "ci_low", "ci_high")
+        }
+    return found
 
 
 def _rounded(workspace: Workspace, checkpoint: Artifact, weights: WeightSettings) -> Candidate:
@@ -112,35 +134,27 @@ def _rounded(workspace: Workspace, checkpoint: Artifact, weights: WeightSettings
 
 def _trained(
     workspace: Workspace,
-    name: str,
-    train: Callable[[Workspace, Path, Path], TrainingLog],
+    train: Callable[[Workspace, TrainingSettings, Path, Path], TrainingLog],
+    training: TrainingSettings,
     weights: WeightSettings,
 ) -> tuple[Candidate, float]:
-    """The candidate of a checkpoint that `train` writes, and the seconds that training took."""
+    """The candidate of a checkpoint that `train` writes, and the seconds of its steps."""
 
-    def make() -> Made:
-        seconds = 0.0
+    def write_checkpoint(out: Path) -> float:
+        with workspace.store.scratch() as scratch:
+            log = train(workspace, decide_autocast(workspace, training), out, scratch)
+        return log.tokens / log.tokens_per_s
 
-        def write_checkpoint(out: Path) -> None:
-            nonlocal seconds
-            with workspace.store.scratch() as scratch:
-                log = train(workspace, out, scratch)
-            seconds = log.tokens / log.tokens_per_s
-
-        sealed = _sealed(workspace, "checkpoint", write_checkpoint)
-        return Made(digest=sealed.digest, seconds=seconds)
-
-    made, _ = workspace.store.once(f"bench-recovery-{name}-{STEPS}", Made, make)
+    made = _made(workspace, train.__name__, training, "checkpoint", write_checkpoint)
     return _rounded(workspace, workspace.store.open(made.digest), weights), made.seconds
 
 
-def _recover(workspace: Workspace, out: Path, scratch: Path) -> TrainingLog:
-    training = decide_autocast(workspace, TRAINING)
+def _recover(workspace: Workspace, training: TrainingSettings, out: Path, scratch: Path) -> TrainingLog:
     return recover(workspace.source, _texts(workspace), NEAREST, training, out, scratch)
 
 
-def _fine_tune(workspace: Workspace, out: Path, scratch: Path) -> TrainingLog:
-    training, lora = decide_autocast(workspace, SFT), LoraSettings(method="lora", rank=RANK, alpha=2 * RANK)
+def _fine_tune(workspace: Workspace, training: TrainingSettings, out: Path, scratch: Path) -> TrainingLog:
+    lora = LoraSettings(method="lora", rank=RANK, alpha=2 * RANK)
     adapter = scratch / "adapter"
     adapter.mkdir()
     log = train_adapter(workspace.source, _texts(workspace), lora, training, adapter, scratch / "training")
@@ -148,23 +162,43 @@ def _fine_tune(workspace: Workspace, out: Path, scratch: Path) -> TrainingLog:
     return log
 
 
-def _by_nncf(workspace: Workspace) -> tuple[Candidate, float]:
+def _by_nncf(workspace: Workspace, training: TrainingSettings) -> tuple[Candidate, float]:
+    made = _made(
+        workspace,
+        "nncf",
+        training,
+        "openvino",
+        lambda out: train_fq_lora(
+            workspace.source.folder, _texts(workspace), decide_autocast(workspace, training), out
+        ),
+    )
+    return Candidate(name="NNCF FQ_LORA", artifact=made.digest, engine=ENGINE, weights=""), made.seconds
+
+
+def _made(
+    workspace: Workspace,
+    name: str,
+    training: TrainingSettings,
+    kind: ArtifactKind,
+    write_files: Callable[[Path], float],
+) -> Made:
+    """What `write_files` writes, sealed, and the seconds it says; remembered under all that they depend on."""
+    code = code_digest(
+        "tasks/adaptation",
+        "tasks/training",
+        "tests/benchmarks/recovery.py",
+        "tests/benchmarks/nncf_recovery.py",
+    )
+    parts = [name, training, workspace.source.digest, digest_of(_texts(workspace)), machine_digest(), code]
+
     def make() -> Made:
-        began_s = time.perf_counter()
-        sealed = _sealed(
-            workspace,
-            "openvino",
-            lambda out: train_fq_lora(workspace.source.folder, _texts(workspace), FQ_LORA, out),
+        seconds: list[float] = []
+        sealed = workspace.store.seal(
+            lambda out: seconds.append(write_files(out)), kind=kind, parent=workspace.source.digest
         )
-        return Made(digest=sealed.digest, seconds=time.perf_counter() - began_s)
+        return Made(digest=sealed.digest, seconds=seconds[0])
 
-    made, _ = workspace.store.once(f"bench-recovery-nncf-{STEPS}", Made, make)
-    candidate = Candidate(name=BY_NNCF, artifact=made.digest, engine=ENGINE, weights="")
-    return candidate, made.seconds
-
-
-def _sealed(workspace: Workspace, kind: ArtifactKind, write_files: Callable[[Path], None]) -> Artifact:
-    return workspace.store.seal(write_files, kind=kind, parent=workspace.source.digest)
+    return workspace.store.once(f"bench-recovery-{digest_of(parts)}", Made, make)[0]
 
 
 def _texts(workspace: Workspace) -> list[str]:
