@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from configs.engine import EngineSettings
 from configs.space import WeightCandidate
 from tasks.quantization.candidate_needs import CandidatePreflight
-from tasks.quantization.front import mean_speed
 from tasks.quantization.options import Option, brief, options_of
 from tasks.quantization.out_of_memory import memory_errors
 from tasks.quantization.sensitivity import estimated_nats
@@ -134,8 +133,9 @@ class _Search:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             logger.warning("%s failed: %s", result.name, reason)
             return result.model_copy(update={"error": reason})
-        found = mean_speed(speed.decode_tokens_per_s, speed.throughput_tokens_per_s)
-        return result.model_copy(update={"metrics": result.metrics | {"perf/brief_tokens_per_s": found}})
+        return result.model_copy(
+            update={"metrics": result.metrics | {"perf/brief_tokens_per_s": speed.mean_tokens_per_s}}
+        )
 
     def concluded(self) -> list[CandidateResult]:
         """Every option that was not named: what came out, and why it goes no further where it does not."""

@@ -48,11 +48,6 @@ def volume(points: Iterable[Point3]) -> float:
     )
 
 
-def mean_speed(decode_tokens_per_s: float, throughput_tokens_per_s: float) -> float:
-    """One stream and all in flight, averaged geometrically: neither end may be bought with the other."""
-    return math.sqrt(decode_tokens_per_s * throughput_tokens_per_s)
-
-
 @dataclass(frozen=True)
 class Corner:
     """What is worth nothing: this slow, this large, or this far from the source.

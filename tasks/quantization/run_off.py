@@ -1,77 +1,61 @@
 """Candidates too near each other for single measurements to rank, measured in turn before the first of them is judged.
 
 Every candidate is measured in a process of its own, minutes after the one before, and a minute's disturbance puts a fast one behind a
-slow one. So those near the fastest meet it once more: two engines are open at a time, slots alternate in ABBA order with the same
-prompts for both, and the median of the ratios says who is judged first.
+slow one. So those near the fastest meet it once more, two in a process: slots alternate in ABBA order with the same prompts for both,
+and the median of the ratios ranks. Of those that are as fast as the fastest the least divergent is judged first.
 """
 
 import logging
-import math
 from collections.abc import Sequence
-from contextlib import ExitStack
 from statistics import median
 
 from tasks.engines.protocol import EngineError
-from tasks.quantization.front import mean_speed
-from tasks.quantization.out_of_memory import memory_errors
 from tasks.release.candidate import Candidate
+from tasks.release.in_pairs import Pair, ratios_in_pairs
 from tasks.release.machine import machine_digest
-from tasks.release.measuring import open_candidate, prompt_tokens
+from tasks.release.measuring import serve_job
 from tasks.release.quiet import quiet
 from tasks.release.stage_result import CandidateResult
 from tasks.release.workspace import Workspace
-from tasks.serving.interleaved import SlotRunner, decode_runner, log_ratios, throughput_runner
-from tasks.serving.latency import warm_up
 from tasks.store.digest import code_digest, digest_of
 from tasks.store.record import Record
 
 logger = logging.getLogger(__name__)
 
 NEAR = 1.25
-"""Two measurements of one candidate lay up to this far apart (docs/log.md, 2026-11-27): one stream 1.3, the mean of both ends 1.14."""
+"""A short and a full measurement of one artifact lay 10 % apart (standard deviation; 29 % the worst: docs/log.md, 2026-11-26)."""
 MOST = 4
-"""The fastest that meet: each takes twice its single measurement."""
+"""So many meet, the fastest: each pair takes some eight times a single measurement's requests."""
+EQUAL = 0.99
+"""Of the fastest: what a median of eight slots does not tell from it."""
+_BLOCKS_A_REPEAT = 2
 
 
-class SideBySide(Record):
-    """What pairs of slots said of two candidates.
+class Ratios(Record):
+    """Speed of a candidate over the leader's, slot by slot."""
 
-    Attributes:
-        log_ratios: natural logarithms of the mean speed over the leader's, slot by slot.
-    """
-
-    log_ratios: tuple[float, ...]
+    ratios: tuple[float, ...]
 
 
 def run_off(workspace: Workspace, ranked: Sequence[CandidateResult]) -> tuple[CandidateResult, ...]:
-    """The same candidates, those near the first by speed in the order that interleaved pairs give.
+    """The same candidates in the order in which they are judged, the ratios of those that met in them.
 
-    One that cannot be opened beside the first (two may not fit into memory) keeps the place that its own measurement gave it, and the
-    log says so.
+    One that could not be measured beside the first keeps the place that its own measurement gave it, and says why.
 
     Args:
         workspace: of the rollout.
         ranked: measured, the fastest first.
+
+    Raises:
+        StoreError: an artifact is missing or damaged.
     """
     near = near_the_first(ranked)
     if len(near) < 2:
         return tuple(ranked)
     logger.info("%d candidates are near each other in speed: measured in turn", len(near))
-    leader, *others = near
-    compared = [with_ratio(leader, 0.0)]
-    for each in others:
-        try:
-            with memory_errors():
-                ratios = _side_by_side(workspace, _built(leader), _built(each)).log_ratios
-        except (EngineError, MemoryError) as error:
-            logger.warning(
-                "%s was not measured beside %s: %s", each.name, leader.name, " ".join(str(error).split())
-            )
-            compared.append(each)
-        else:
-            compared.append(with_ratio(each, median(ratios)))
-            logger.info("  %s: %.3fx of %s", each.name, math.exp(median(ratios)), leader.name)
-    return (*in_order(compared), *ranked[len(near) :])
+    leader = near[0].model_copy(update={"pair_ratio": 1.0})
+    compared = [_compared(workspace, _built(leader), each) for each in near[1:]]
+    return in_order((leader, *compared, *ranked[len(near) :]))
 
 
 def near_the_first(ranked: Sequence[CandidateResult]) -> tuple[CandidateResult, ...]:
@@ -80,57 +64,53 @@ def near_the_first(ranked: Sequence[CandidateResult]) -> tuple[CandidateResult, 
     Args:
         ranked: measured, the fastest first.
     """
-    if not ranked:
-        return ()
-    fastest = _speed(ranked[0])
-    return tuple(each for each in ranked[:MOST] if fastest < NEAR * _speed(each))
-
-
-def with_ratio(result: CandidateResult, log_ratio: float) -> CandidateResult:
-    """A candidate with its speed over the leader's."""
-    return result.model_copy(update={"side_by_side": math.exp(log_ratio)})
+    return tuple(each for each in ranked[:MOST] if _speed(ranked[0]) < NEAR * _speed(each))
 
 
 def in_order(compared: Sequence[CandidateResult]) -> tuple[CandidateResult, ...]:
-    """By ratio, the fastest first; one without a ratio is as fast as its own measurement says.
+    """The fastest first, but of those as fast as it the least divergent; one without a ratio is as fast as its own measurement says.
 
     Args:
         compared: the leader first.
     """
-    fastest = _speed(compared[0])
 
     def ratio(each: CandidateResult) -> float:
-        return _speed(each) / fastest if each.side_by_side is None else each.side_by_side
+        return _speed(each) / _speed(compared[0]) if each.pair_ratio is None else each.pair_ratio
 
-    return tuple(sorted(compared, key=ratio, reverse=True))
+    fastest = max(ratio(each) for each in compared)
 
+    def rank(each: CandidateResult) -> tuple[bool, float]:
+        equal = ratio(each) >= EQUAL * fastest
+        return not equal, each.screen["kl_nats"] if equal else -ratio(each)
 
-def _side_by_side(workspace: Workspace, leader: Candidate, other: Candidate) -> SideBySide:
-    config, tokens = workspace.config, prompt_tokens(workspace)
-    parts = [
-        [leader.artifact, leader.engine], [other.artifact, other.engine], config.requests, digest_of(tokens),
-        machine_digest(), code_digest("tasks/engines", "tasks/serving", "tasks/quantization/run_off.py"),
-    ]  # fmt: skip
-
-    def compute() -> SideBySide:
-        with ExitStack() as stack:
-            stack.enter_context(quiet(workspace.store))
-            present, proposed = (_runner(workspace, each, tokens, stack) for each in (leader, other))
-            return SideBySide(
-                log_ratios=tuple(log_ratios(range(2 * config.requests.repeats), present, proposed))
-            )
-
-    return workspace.store.once(f"side-by-side-{digest_of(parts)}", SideBySide, compute)[0]
+    return tuple(sorted(compared, key=rank))
 
 
-def _runner(workspace: Workspace, candidate: Candidate, tokens: list[int], stack: ExitStack) -> SlotRunner:
-    """Open a candidate, warm it up, and measure both ends of its speed slot by slot."""
+def _compared(workspace: Workspace, leader: Candidate, result: CandidateResult) -> CandidateResult:
+    try:
+        found = median(_ratios(workspace, leader, _built(result)).ratios)
+    except EngineError as error:
+        reason = f"not measured beside {leader.name}: {' '.join(str(error).split())}"
+        logger.warning("%s %s", result.name, reason)
+        return result.model_copy(update={"unpaired": reason})
+    logger.info("  %s: %.3fx of %s", result.name, found, leader.name)
+    return result.model_copy(update={"pair_ratio": found})
+
+
+def _ratios(workspace: Workspace, leader: Candidate, other: Candidate) -> Ratios:
     requests = workspace.config.requests
-    engine = stack.enter_context(open_candidate(workspace, candidate))
-    warm_up(engine, tokens)
-    decode = decode_runner(engine, requests, tokens, requests.repeats)
-    throughput = throughput_runner(engine, requests, tokens, requests.repeats)
-    return lambda slot: mean_speed(decode(slot), throughput(slot))
+    present, proposed = (serve_job(workspace, each, requests) for each in (leader, other))
+    pair = Pair(present=present, proposed=proposed, blocks=_BLOCKS_A_REPEAT * requests.repeats)
+    code = code_digest("tasks/engines", "tasks/serving", "tasks/release")
+
+    def compute() -> Ratios:
+        for each in (leader, other):
+            workspace.store.open(each.artifact)  # what is damaged is told here, not by a child
+        with quiet(workspace.store):
+            return Ratios(ratios=ratios_in_pairs(workspace.store, pair))
+
+    key = f"pair-{digest_of([pair, machine_digest(), code])}"
+    return workspace.store.once(key, Ratios, compute)[0]
 
 
 def _built(result: CandidateResult) -> Candidate:
@@ -142,5 +122,4 @@ def _built(result: CandidateResult) -> Candidate:
 def _speed(result: CandidateResult) -> float:
     if result.measurement is None:
         raise ValueError(f"{result.name} was never measured")
-    performance = result.measurement.performance
-    return mean_speed(performance.decode_tokens_per_s, performance.throughput_tokens_per_s)
+    return result.measurement.performance.mean_tokens_per_s

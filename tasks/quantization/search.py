@@ -92,7 +92,7 @@ def quantize(
         gate=judgement.gate,
         candidates=_with_verdicts(results, judged),
         samples=judgement.samples,
-        provisional=judgement.provisional,
+        provisional=judgement.provisional or any(each.unpaired for each in results),
         metrics=judgement.metrics,
         text=judgement.text | _long_context_table(workspace, results),
     )

@@ -11,12 +11,13 @@ candidate only.
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from configs.engine import EngineSettings
 from configs.schema import RequestSettings
 from tasks.engines.open import import_engine, open_engine
-from tasks.engines.protocol import EngineError, GenerationRequest
+from tasks.engines.protocol import Engine, EngineError, GenerationRequest
 from tasks.release.candidate import Performance
 from tasks.release.fresh_process import run_fresh
 from tasks.serving.latency import measure
@@ -88,16 +89,49 @@ def served_alone(store: Store, job: ServeJob) -> Served:
     Raises:
         EngineError: it did not work there, or the process died.
     """
-    with store.scratch() as folder:
-        path = folder / "answer.json"
-        ended = run_fresh("tasks.release.alone", ServeRequest(store=store.home, answer=path, job=job))
-        text = path.read_text(encoding="utf-8") if path.is_file() else None
-    if text is None:
-        raise EngineError(f"the process that served it did not answer; {ended}")
-    answer = ServeAnswer.model_validate_json(text)
+    said = answer_of(
+        store, "tasks.release.alone", lambda path: ServeRequest(store=store.home, answer=path, job=job)
+    )
+    answer = ServeAnswer.model_validate_json(said)
     if answer.served is None:
         raise EngineError(str(answer.error))
     return answer.served
+
+
+def answer_of(store: Store, module: str, request: Callable[[Path], Record]) -> str:
+    """Let a fresh process serve, and read what it wrote.
+
+    Args:
+        store: its scratch space takes the answer.
+        module: one of ours, see `run_fresh`.
+        request: what it is told, given the path that it writes its answer to.
+
+    Raises:
+        EngineError: the process died.
+    """
+    with store.scratch() as folder:
+        path = folder / "answer.json"
+        ended = run_fresh(module, request(path))
+        if not path.is_file():
+            raise EngineError(f"the process that served it did not answer; {ended}")
+        return path.read_text(encoding="utf-8")
+
+
+def open_job(store: Store, job: ServeJob) -> Engine:
+    """Open a job's engine on its artifact, and its draft's where it has one; the caller closes it.
+
+    Raises:
+        EngineError: it does not work.
+        StoreError: an artifact is missing or damaged.
+    """
+    draft = None if job.draft is None else store.open(job.draft)
+    return open_engine(
+        store.open(job.artifact),
+        job.engine,
+        draft=draft,
+        chunk_tokens=job.chunk_tokens,
+        batch_tokens=job.batch_tokens,
+    )
 
 
 def serve(store: Store, job: ServeJob) -> Served:
@@ -108,14 +142,10 @@ def serve(store: Store, job: ServeJob) -> Served:
         StoreError: the artifact is missing or damaged.
         ValueError: the text is too short for the requests.
     """
-    artifact = store.open(job.artifact)
-    draft = None if job.draft is None else store.open(job.draft)
     import_engine(job.engine)
     with MemoryPeak(gpu=job.engine.device == "cuda") as peak:
         began_s = time.perf_counter()
-        with open_engine(
-            artifact, job.engine, draft=draft, chunk_tokens=job.chunk_tokens, batch_tokens=job.batch_tokens
-        ) as engine:
+        with open_job(store, job) as engine:
             load_s = time.perf_counter() - began_s
             performance = measure(engine, job.requests, job.text_tokens, load_s=load_s)
             held, peak_bytes = engine.memory(), peak.growth_bytes

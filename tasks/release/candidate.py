@@ -1,5 +1,7 @@
 """A candidate: one artifact served under one engine configuration, and what was measured of it."""
 
+import math
+
 from configs.engine import EngineSettings
 from configs.speculation import DraftModel
 from configs.weights import WeightSettings
@@ -65,6 +67,16 @@ class Performance(Record):
     load_s: float
     decode_runs: tuple[float, ...] = ()
     throughput_runs: tuple[float, ...] = ()
+
+    @property
+    def mean_tokens_per_s(self) -> float:
+        """Both ends of the speed in one figure."""
+        return mean_speed(self.decode_tokens_per_s, self.throughput_tokens_per_s)
+
+
+def mean_speed(decode_tokens_per_s: float, throughput_tokens_per_s: float) -> float:
+    """One stream and all in flight, averaged geometrically: neither end may be bought with the other."""
+    return math.sqrt(decode_tokens_per_s * throughput_tokens_per_s)
 
 
 class Memory(Record):

@@ -60,7 +60,7 @@ def worth_judging(
     good = [result for result in usable if _within(result, margins)]
     best = [r for r in good if not missed_goals(goals, _measured(r), baseline)] or good
     if best:
-        return tuple(sorted(best, key=_speed, reverse=True))
+        return tuple(sorted(best, key=lambda r: _measured(r).performance.mean_tokens_per_s, reverse=True))
     return tuple(sorted(usable, key=lambda result: result.screen["kl_nats"])[:1])
 
 
@@ -125,9 +125,3 @@ def _measured(result: CandidateResult) -> Measurement:
     if result.measurement is None:
         raise ValueError(f"{result.name} was never measured")
     return result.measurement
-
-
-def _speed(result: CandidateResult) -> float:
-    """Geometric mean of one stream and all in flight, squared: neither end may be bought with the other."""
-    performance = _measured(result).performance
-    return performance.decode_tokens_per_s * performance.throughput_tokens_per_s

@@ -137,18 +137,11 @@ def measure_on(
     def compute() -> Measurement:
         workspace.store.open(candidate.artifact)  # what is damaged is told here, not by a child
         logger.info("  measuring %s", candidate.name)
-        quality, text = workspace.config.quality, prompt_tokens(workspace)
-        job = ServeJob(
-            artifact=candidate.artifact,
-            engine=candidate.engine,
-            draft=candidate.draft,
-            chunk_tokens=quality.score_chunk_tokens,
-            batch_tokens=quality.batch_tokens,
-            requests=requests,
-            text_tokens=tuple(text * -(-requests.prompt_tokens // len(text))),
-            prompts=greedy_prompts(workspace) if with_continuations else (),
-            continued_tokens=NEW_TOKENS,
-        )
+        job = serve_job(workspace, candidate, requests)
+        if with_continuations:
+            job = job.model_copy(
+                update={"prompts": greedy_prompts(workspace), "continued_tokens": NEW_TOKENS}
+            )
         with quiet(workspace.store):
             served = served_alone(workspace.store, job)
         if with_continuations:
@@ -156,6 +149,20 @@ def measure_on(
         return _measurement(workspace, candidate, requests, served)
 
     return workspace.store.once(f"measurement-{digest_of([*parts, code])}", Measurement, compute)[0]
+
+
+def serve_job(workspace: Workspace, candidate: Candidate, requests: RequestSettings) -> ServeJob:
+    """What a process of its own has to know to serve a candidate; a text that is shorter than a prompt is repeated."""
+    quality, text = workspace.config.quality, prompt_tokens(workspace)
+    return ServeJob(
+        artifact=candidate.artifact,
+        engine=candidate.engine,
+        draft=candidate.draft,
+        chunk_tokens=quality.score_chunk_tokens,
+        batch_tokens=quality.batch_tokens,
+        requests=requests,
+        text_tokens=tuple(text * -(-requests.prompt_tokens // len(text))),
+    )
 
 
 def _measurement(

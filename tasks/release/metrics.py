@@ -39,8 +39,8 @@ def candidate_metrics(result: CandidateResult) -> dict[str, float]:
     """Everything a candidate run shows: measurement, the screen as `quality/search/...`, build and parity."""
     screen = {metric_name("quality", "search", name): value for name, value in result.screen.items()}
     measured = measurement_metrics(result.measurement) if result.measurement else {}
-    met = {} if result.side_by_side is None else {"perf/side_by_side_ratio": result.side_by_side}
-    return merge(measured, screen, met, result.metrics)
+    paired = {} if result.pair_ratio is None else {"perf/pair_ratio": result.pair_ratio}
+    return merge(measured, screen, paired, result.metrics)
 
 
 def measurement_metrics(measurement: Measurement) -> dict[str, float]:

@@ -21,8 +21,9 @@ class CandidateResult(Record):
         measurement: None when it failed before it could be measured.
         screen: cheap quality figures on the search split, by metric name ("kl_nats", "perplexity_delta_fraction", ...).
         error: why it failed, one line; None when it did not.
-        side_by_side: its speed (one stream and all in flight, geometric mean) over that of the candidate whose own measurement was the
-            best, of interleaved pairs; None where they did not meet.
+        pair_ratio: its speed (one stream and all in flight, geometric mean) over that of the candidate whose own measurement was the
+            best, median of interleaved pairs; None where they did not meet.
+        unpaired: why they could not, one line; None where they met or had no need to.
         dropped: why it was given up before it was measured; None where it was not.
         judged: the gate's verdict on it, where it was judged.
         reason: of that verdict, one line.
@@ -35,7 +36,8 @@ class CandidateResult(Record):
     measurement: Measurement | None
     screen: dict[str, float] = Field(default_factory=dict)
     error: str | None = None
-    side_by_side: float | None = None
+    pair_ratio: float | None = None
+    unpaired: str | None = None
     dropped: str | None = None
     judged: VerdictName | None = None
     reason: str = ""

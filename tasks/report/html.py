@@ -180,7 +180,8 @@ def _candidate_rows(result: StageResult) -> tuple[str, list[dict[str, str]]]:
                 "peak": f"{measured.memory.peak_mib:.0f}" if measured else _NONE,
                 "decode": f"{measured.performance.decode_tokens_per_s:.1f}" if measured else _NONE,
                 "throughput": f"{measured.performance.throughput_tokens_per_s:.1f}" if measured else _NONE,
-                "side_by_side": _NONE if each.side_by_side is None else f"{each.side_by_side:.3g}{_TIMES}",
+                "pair_ratio": _NONE if each.pair_ratio is None else f"{each.pair_ratio:.3g}{_TIMES}",
+                "unpaired": each.unpaired or "",
                 "screen": ", ".join(
                     f"{name} {_screened(each, name)}" for name in each.screen if "_ci_" not in name
                 ),

@@ -10,9 +10,10 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tasks.quantization.front import hypervolume, mean_speed, pareto, volume
+from tasks.quantization.front import hypervolume, pareto, volume
 from tasks.quantization.options import Option
 from tasks.quantization.strategy import Step, Strategy
+from tasks.release.candidate import mean_speed
 from tests.benchmarks.search_grid import GridRow
 
 Grid = Mapping[str, GridRow]

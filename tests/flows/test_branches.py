@@ -21,8 +21,9 @@ import flows.rollout as rollout_module
 from configs.load import ConfigError
 from tasks.adaptation.adapter_parity import AdapterParity
 from tasks.engines.protocol import EngineError
+from tasks.quantization import run_off
 from tasks.quantization.fan_out import ScreenJob
-from tasks.release import alone, measuring
+from tasks.release import alone, in_pairs, measuring
 from tasks.release.stage_result import CandidateResult, StageResult
 from tasks.release.summary import RolloutSummary
 from tasks.serving.trace import TraceError
@@ -148,6 +149,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(measuring, "measured_build", lambda *what: what[-1]())
     # A fresh process would know nothing of the fakes; tests/release serves, tests/quantization reloads real artifacts.
     monkeypatch.setattr(measuring, "served_alone", alone.serve)
+    monkeypatch.setattr(run_off, "ratios_in_pairs", in_pairs.serve_in_pairs)
     monkeypatch.setattr(search, "check_reloads", lambda workspace, candidates: {})
     monkeypatch.setattr(adapt, "trained", made.train)
     monkeypatch.setattr(adapt, "merge_adapter", made.merge)
@@ -240,6 +242,16 @@ def test_where_the_best_does_not_pass_the_next_best_is_judged_if_that_is_declare
     quantize = next(stage for stage in summary.stages if stage.stage == "quantize")
     assert "f32 cache: all" in quantize.reason
     assert "u8 cache: FAIL" in quantize.reason
+
+
+def test_who_is_faster_in_pairs_is_judged_first(world, monkeypatch):
+    judged = []
+    for seed, ratio in enumerate((0.5, 2.0)):  # other prompts: nothing is remembered of the run before
+        monkeypatch.setattr(run_off, "ratios_in_pairs", lambda *_, ratio=ratio: (ratio,))
+        summary = world.run(candidates=BOTH_CACHES, overrides=(f"requests.seed={seed}",))
+        quantize = next(stage for stage in summary.stages if stage.stage == "quantize")
+        judged.append(quantize.reason.split(":")[0])
+    assert sorted(name.split(", ")[1] for name in judged) == ["f32 cache", "u8 cache"]
 
 
 def test_a_text_that_fails_asks_no_task(world, caplog):
