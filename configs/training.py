@@ -130,7 +130,7 @@ class AdaptSettings(Section):
     training: TrainingSettings = TrainingSettings()
     recovery: TrainingSettings | None = Field(
         None,
-        description="training against the challenger's rounded weights with the source as teacher; null: off",
+        description="training against the challenger's rounded weights with the source as teacher, unless GPTQ rounded them; null: off",
     )
 
 

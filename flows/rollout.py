@@ -52,9 +52,7 @@ def rollout(config: str, overrides: list[str] | None = None) -> State[dict[str, 
             batching_stage(workspace, run, progress.release, progress.release_is_source)
         )
     if progress.going:
-        purpose, why = decision.adaptation_purpose(
-            settings.adapt, progress.missed, progress.challenger is not None
-        )
+        purpose, why = decision.adaptation_purpose(settings.adapt, progress.missed, progress.challenger)
         start = progress.challenger if purpose == "recovery" and progress.challenger else progress.release
         progress = progress.after(adapt_stage(workspace, run, start, purpose, why))
     if progress.going:

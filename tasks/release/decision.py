@@ -79,16 +79,26 @@ def challenger(
 
 
 def adaptation_purpose(
-    settings: AdaptSettings | None, release_misses: Sequence[str], challenger_exists: bool
+    settings: AdaptSettings | None, release_misses: Sequence[str], challenger: Candidate | None
 ) -> tuple[AdaptationPurpose | None, str]:
-    """What the adapt stage is for, None for nothing, and the reason."""
+    """What the adapt stage is for, None for nothing, and the reason.
+
+    Nothing is recovered for a challenger whose weights GPTQ would round: trained ones lose nearly twice as much to it as the
+    source's own (docs/bench/recovery.md).
+    """
     if settings is None:
         return None, "the configuration has no adapt section"
-    if release_misses and challenger_exists and settings.recovery is not None:
-        return "recovery", f"the release misses a goal ({release_misses[0]}) and a challenger meets all goals"
+    why = "nothing has to be recovered"
+    if release_misses and challenger is not None and settings.recovery is not None:
+        if challenger.format.for_trained_weights.calibration != "gptq":
+            return (
+                "recovery",
+                f"the release misses a goal ({release_misses[0]}) and a challenger meets all goals",
+            )
+        why = f"{challenger.name} meets all goals and is rounded by GPTQ, of which training wins nothing back"
     if settings.data is not None:
         return "data", "the configuration gives data"
-    return None, "no data is given and nothing has to be recovered"
+    return None, f"no data is given and {why}"
 
 
 def overall(

@@ -6,6 +6,7 @@ from fake_rollout import ADAPTED, BATCHED, INT4, INT8, MEASURED, RESULTS, SOURCE
 from configs.quality import Margins
 from configs.schema import Goals
 from configs.training import AdaptSettings, TrainingSettings
+from configs.weights import WeightSettings
 from tasks.release.decision import adaptation_purpose, challenger, missed_goals, overall, worth_judging
 from tasks.release.progress import Progress
 from tasks.release.stage_result import CandidateResult, StageResult
@@ -66,21 +67,34 @@ def test_the_challenger_meets_the_goals_and_is_not_the_release():
 
 
 RECOVERY = TrainingSettings()
+OF_GPTQ = INT4.model_copy(update={"format": WeightSettings(bits=4, calibration="gptq")})
+OF_GRID = INT4.model_copy(
+    update={"format": WeightSettings(bits=4, symmetric=False, group_size=32, calibration="source_grid")}
+)
 
 
 @pytest.mark.parametrize(
-    ("settings", "misses", "has_challenger", "purpose"),
+    ("settings", "misses", "challenger", "purpose"),
     [
-        (None, ("x",), True, None),
-        (AdaptSettings(recovery=RECOVERY), ("max_weights_mib",), True, "recovery"),
-        (AdaptSettings(recovery=RECOVERY), (), True, None),
-        (AdaptSettings(recovery=RECOVERY), ("max_weights_mib",), False, None),
-        (AdaptSettings(data="text", recovery=RECOVERY), (), True, "data"),
-        (AdaptSettings(data="text"), ("max_weights_mib",), True, "data"),
+        (None, ("x",), INT4, None),
+        (AdaptSettings(recovery=RECOVERY), ("max_weights_mib",), INT4, "recovery"),
+        (AdaptSettings(recovery=RECOVERY), (), INT4, None),
+        (AdaptSettings(recovery=RECOVERY), ("max_weights_mib",), None, None),
+        (AdaptSettings(data="text", recovery=RECOVERY), (), INT4, "data"),
+        (AdaptSettings(data="text"), ("max_weights_mib",), INT4, "data"),
+        (AdaptSettings(data="text", recovery=RECOVERY), ("max_weights_mib",), OF_GPTQ, "data"),
+        (AdaptSettings(recovery=RECOVERY), ("max_weights_mib",), OF_GRID, None),
     ],
 )
-def test_recovery_runs_only_for_a_missed_goal_with_a_challenger(settings, misses, has_challenger, purpose):
-    assert adaptation_purpose(settings, misses, has_challenger)[0] == purpose
+def test_recovery_runs_only_for_a_missed_goal_with_a_challenger(settings, misses, challenger, purpose):
+    assert adaptation_purpose(settings, misses, challenger)[0] == purpose
+
+
+def test_what_is_not_recovered_says_why():
+    _, why = adaptation_purpose(AdaptSettings(recovery=RECOVERY), ("max_weights_mib",), OF_GPTQ)
+    assert why == (
+        f"no data is given and {INT4.name} meets all goals and is rounded by GPTQ, of which training wins nothing back"
+    )
 
 
 PROFILE = RESULTS[0]
