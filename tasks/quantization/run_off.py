@@ -11,14 +11,13 @@ from statistics import median
 
 from tasks.engines.protocol import EngineError
 from tasks.release.candidate import Candidate
-from tasks.release.in_pairs import Pair, ratios_in_pairs
+from tasks.release.in_pairs import Pair, Ratios, ratios_in_pairs
 from tasks.release.machine import machine_digest
 from tasks.release.measuring import serve_job
 from tasks.release.quiet import quiet
 from tasks.release.stage_result import CandidateResult
 from tasks.release.workspace import Workspace
 from tasks.store.digest import code_digest, digest_of
-from tasks.store.record import Record
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +28,6 @@ MOST = 4
 EQUAL = 0.99
 """Of the fastest: what a median of eight slots does not tell from it."""
 _BLOCKS_A_REPEAT = 2
-
-
-class Ratios(Record):
-    """Speed of a candidate over the leader's, slot by slot."""
-
-    ratios: tuple[float, ...]
 
 
 def run_off(workspace: Workspace, ranked: Sequence[CandidateResult]) -> tuple[CandidateResult, ...]:
@@ -107,7 +100,7 @@ def _ratios(workspace: Workspace, leader: Candidate, other: Candidate) -> Ratios
         for each in (leader, other):
             workspace.store.open(each.artifact)  # what is damaged is told here, not by a child
         with quiet(workspace.store):
-            return Ratios(ratios=ratios_in_pairs(workspace.store, pair))
+            return ratios_in_pairs(workspace.store, pair)
 
     key = f"pair-{digest_of([pair, machine_digest(), code])}"
     return workspace.store.once(key, Ratios, compute)[0]

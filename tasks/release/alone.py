@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from configs.engine import EngineSettings
 from configs.schema import RequestSettings
@@ -25,6 +26,8 @@ from tasks.serving.memory_peak import MemoryPeak
 from tasks.store.errors import StoreError
 from tasks.store.record import Record
 from tasks.store.store import Store
+
+R = TypeVar("R", bound=Record)
 
 
 class ServeJob(Record):
@@ -76,10 +79,10 @@ class ServeRequest(Record):
     job: ServeJob
 
 
-class ServeAnswer(Record):
-    """What it writes: the result, or why there is none."""
+class Answer(Record):
+    """What a process that serves writes: its result as JSON, or why there is none."""
 
-    served: Served | None = None
+    result: str | None = None
     error: str | None = None
 
 
@@ -89,32 +92,49 @@ def served_alone(store: Store, job: ServeJob) -> Served:
     Raises:
         EngineError: it did not work there, or the process died.
     """
-    said = answer_of(
-        store, "tasks.release.alone", lambda path: ServeRequest(store=store.home, answer=path, job=job)
+    return asked(
+        store,
+        "tasks.release.alone",
+        lambda path: ServeRequest(store=store.home, answer=path, job=job),
+        Served,
     )
-    answer = ServeAnswer.model_validate_json(said)
-    if answer.served is None:
-        raise EngineError(str(answer.error))
-    return answer.served
 
 
-def answer_of(store: Store, module: str, request: Callable[[Path], Record]) -> str:
-    """Let a fresh process serve, and read what it wrote.
+def asked(store: Store, module: str, request: Callable[[Path], Record], result: type[R]) -> R:
+    """Let a fresh process serve, and read its result.
 
     Args:
         store: its scratch space takes the answer.
-        module: one of ours, see `run_fresh`.
+        module: one of ours, which calls `answer`; see `run_fresh`.
         request: what it is told, given the path that it writes its answer to.
+        result: what it computes.
 
     Raises:
-        EngineError: the process died.
+        EngineError: it did not work there, or the process died.
     """
     with store.scratch() as folder:
         path = folder / "answer.json"
         ended = run_fresh(module, request(path))
         if not path.is_file():
             raise EngineError(f"the process that served it did not answer; {ended}")
-        return path.read_text(encoding="utf-8")
+        said = Answer.model_validate_json(path.read_text(encoding="utf-8"))
+    if said.result is None:
+        raise EngineError(str(said.error))
+    return result.model_validate_json(said.result)
+
+
+def answer(path: Path, compute: Callable[[], Record]) -> None:
+    """In the fresh process: compute the result and write it, or one line on why there is none.
+
+    Args:
+        path: as `asked` gave it.
+        compute: serves.
+    """
+    try:
+        said = Answer(result=compute().model_dump_json())
+    except (EngineError, StoreError, MemoryError, OSError, ValueError) as error:
+        said = Answer(error=f"{type(error).__name__}: {' '.join(str(error).split())}")
+    path.write_text(said.model_dump_json(), encoding="utf-8")
 
 
 def open_job(store: Store, job: ServeJob) -> Engine:
@@ -164,11 +184,7 @@ def serve(store: Store, job: ServeJob) -> Served:
 def main(text: str) -> None:
     """Answer the request that stands on standard input."""
     request = ServeRequest.model_validate_json(text)
-    try:
-        answer = ServeAnswer(served=serve(Store(request.store), request.job))
-    except (EngineError, StoreError, MemoryError, OSError, ValueError) as error:
-        answer = ServeAnswer(error=f"{type(error).__name__}: {' '.join(str(error).split())}")
-    request.answer.write_text(answer.model_dump_json(), encoding="utf-8")
+    answer(request.answer, lambda: serve(Store(request.store), request.job))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from configs.schema import RequestSettings
-from tasks.engines.protocol import Engine, EngineError
-from tasks.release.alone import ServeJob, answer_of, open_job
+from tasks.engines.protocol import Engine
+from tasks.release.alone import ServeJob, answer, asked, open_job
 from tasks.release.candidate import mean_speed
 from tasks.serving.interleaved import SlotRunner, decode_runner, log_ratios, throughput_runner
 from tasks.serving.latency import warm_up
-from tasks.store.errors import StoreError
 from tasks.store.record import Record
 from tasks.store.store import Store
 
@@ -40,29 +39,27 @@ class PairRequest(Record):
     pair: Pair
 
 
-class PairAnswer(Record):
-    """What it writes: the ratios, or why there are none."""
+class Ratios(Record):
+    """Speed of the proposed over that of the present, slot by slot: one stream and all in flight, geometric mean."""
 
-    ratios: tuple[float, ...] = ()
-    error: str | None = None
+    ratios: tuple[float, ...]
 
 
-def ratios_in_pairs(store: Store, pair: Pair) -> tuple[float, ...]:
-    """Speed of the proposed over that of the present, slot by slot: one stream and all in flight, geometric mean.
+def ratios_in_pairs(store: Store, pair: Pair) -> Ratios:
+    """Let a fresh process serve both.
 
     Raises:
         EngineError: the two did not work in one process, or it died.
     """
-    said = answer_of(
-        store, "tasks.release.in_pairs", lambda path: PairRequest(store=store.home, answer=path, pair=pair)
+    return asked(
+        store,
+        "tasks.release.in_pairs",
+        lambda path: PairRequest(store=store.home, answer=path, pair=pair),
+        Ratios,
     )
-    answer = PairAnswer.model_validate_json(said)
-    if answer.error is not None:
-        raise EngineError(answer.error)
-    return answer.ratios
 
 
-def serve_in_pairs(store: Store, pair: Pair) -> tuple[float, ...]:
+def serve_in_pairs(store: Store, pair: Pair) -> Ratios:
     """Open both and measure them in turn.
 
     Raises:
@@ -74,7 +71,8 @@ def serve_in_pairs(store: Store, pair: Pair) -> tuple[float, ...]:
         present, proposed = (
             stack.enter_context(open_job(store, job)) for job in (pair.present, pair.proposed)
         )
-        return speed_ratios(present, proposed, pair.present.requests, pair.present.text_tokens, pair.blocks)
+        job = pair.present
+        return Ratios(ratios=speed_ratios(present, proposed, job.requests, job.text_tokens, pair.blocks))
 
 
 def speed_ratios(
@@ -94,11 +92,7 @@ def speed_ratios(
 def main(text: str) -> None:
     """Answer the request that stands on standard input."""
     request = PairRequest.model_validate_json(text)
-    try:
-        answer = PairAnswer(ratios=serve_in_pairs(Store(request.store), request.pair))
-    except (EngineError, StoreError, MemoryError, OSError, ValueError) as error:
-        answer = PairAnswer(error=f"{type(error).__name__}: {' '.join(str(error).split())}")
-    request.answer.write_text(answer.model_dump_json(), encoding="utf-8")
+    answer(request.answer, lambda: serve_in_pairs(Store(request.store), request.pair))
 
 
 if __name__ == "__main__":

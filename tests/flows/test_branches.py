@@ -247,7 +247,9 @@ def test_where_the_best_does_not_pass_the_next_best_is_judged_if_that_is_declare
 def test_who_is_faster_in_pairs_is_judged_first(world, monkeypatch):
     judged = []
     for seed, ratio in enumerate((0.5, 2.0)):  # other prompts: nothing is remembered of the run before
-        monkeypatch.setattr(run_off, "ratios_in_pairs", lambda *_, ratio=ratio: (ratio,))
+        monkeypatch.setattr(
+            run_off, "ratios_in_pairs", lambda *_, ratio=ratio: in_pairs.Ratios(ratios=(ratio,))
+        )
         summary = world.run(candidates=BOTH_CACHES, overrides=(f"requests.seed={seed}",))
         quantize = next(stage for stage in summary.stages if stage.stage == "quantize")
         judged.append(quantize.reason.split(":")[0])

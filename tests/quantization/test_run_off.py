@@ -9,6 +9,8 @@ from configs.schema import Config
 from tasks.engines.protocol import EngineError
 from tasks.quantization import run_off
 from tasks.quantization.run_off import MOST, in_order, near_the_first
+from tasks.release.in_pairs import Ratios
+from tasks.release.metrics import candidate_metrics
 from tasks.release.preparation import make_workspace
 from tasks.release.stage_result import CandidateResult
 from tasks.release.workspace import Workspace
@@ -98,7 +100,8 @@ def test_those_near_the_first_meet_it_once(workspace, ranked, monkeypatch):
 
     def ratios(store, pair):
         asked.append((pair.present.engine, pair.proposed.engine, pair.blocks))
-        return (0.9, 1.1, 1.06) if pair.proposed.engine == BATCHED.engine else (0.7, 0.8, 0.2)
+        faster = pair.proposed.engine == BATCHED.engine
+        return Ratios(ratios=(0.9, 1.1, 1.06) if faster else (0.7, 0.8, 0.2))
 
     monkeypatch.setattr(run_off, "ratios_in_pairs", ratios)
     found = run_off.run_off(workspace, ranked)
@@ -106,6 +109,8 @@ def test_those_near_the_first_meet_it_once(workspace, ranked, monkeypatch):
     assert asked == [(INT8.engine, BATCHED.engine, blocks), (INT8.engine, SOURCE.engine, blocks)]
     assert names(found) == [BATCHED.name, INT8.name, SOURCE.name, INT4.name]
     assert [each.pair_ratio for each in found] == [1.06, 1.0, 0.7, None]
+    assert candidate_metrics(found[0])["perf/pair_ratio"] == 1.06
+    assert "perf/pair_ratio" not in candidate_metrics(found[3])
     assert run_off.run_off(workspace, ranked) == found
     assert len(asked) == 2
 
@@ -114,7 +119,7 @@ def test_one_that_fails_keeps_its_place_says_why_and_is_asked_again(workspace, r
     def ratios(store, pair):
         if pair.proposed.engine == BATCHED.engine:
             raise EngineError("there is no room\nfor two")
-        return (0.97,)
+        return Ratios(ratios=(0.97,))
 
     monkeypatch.setattr(run_off, "ratios_in_pairs", ratios)
     monkeypatch.setattr(run_off, "_BLOCKS_A_REPEAT", 1)  # other keys than the test before
@@ -122,5 +127,5 @@ def test_one_that_fails_keeps_its_place_says_why_and_is_asked_again(workspace, r
     assert names(found) == names(ranked)  # 1, its own 0.98, 0.97
     assert found[1].pair_ratio is None
     assert found[1].unpaired == f"not measured beside {INT8.name}: there is no room for two"
-    monkeypatch.setattr(run_off, "ratios_in_pairs", lambda *_: (1.2,))
+    monkeypatch.setattr(run_off, "ratios_in_pairs", lambda *_: Ratios(ratios=(1.2,)))
     assert names(run_off.run_off(workspace, ranked))[0] == BATCHED.name

@@ -50,8 +50,8 @@ def test_real_engines_in_a_process_of_their_own(workspace):
     rounded = ENGINE.model_copy(update={"kv_cache": "u8"})
     proposed = serve_job(workspace, source_candidate(workspace, rounded), REQUESTS)
     ratios = ratios_in_pairs(workspace.store, Pair(present=present, proposed=proposed, blocks=2))
-    assert len(ratios) == 4
-    assert all(ratio > 0 for ratio in ratios)
+    assert len(ratios.ratios) == 4
+    assert all(ratio > 0 for ratio in ratios.ratios)
 
     broken = proposed.model_copy(update={"artifact": "0" * 64})
     with pytest.raises(EngineError, match="MissingArtifact"):

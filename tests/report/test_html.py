@@ -171,6 +171,18 @@ def test_the_front_has_bars_where_there_are_intervals() -> None:
     assert "kl_nats 0.0045 [0.004, 0.0052]" in page
 
 
+def test_candidates_that_met_in_pairs_say_how_it_went_and_others_why_not() -> None:
+    first, second = RESULTS[1].candidates[:2]
+    candidates = (
+        first.model_copy(update={"pair_ratio": 1.0413}),
+        second.model_copy(update={"unpaired": "not measured beside it: there is <no> room"}),
+    )
+    quantize = RESULTS[1].model_copy(update={"candidates": candidates})
+    page = render_report(evidence().model_copy(update={"results": (quantize,)}))
+    assert "1.04\N{MULTIPLICATION SIGN}" in page
+    assert "not measured beside it: there is &lt;no&gt; room" in page
+
+
 def served(scale: float) -> ServedLoad:
     clock = StillClock()
     driver = LoadDriver(ClockworkStream(clock, step_s=lambda running: 0.01 * scale), clock, EnergyMeter([]))
