@@ -130,7 +130,10 @@ class AdaptSettings(Section):
     training: TrainingSettings = TrainingSettings()
     recovery: TrainingSettings | None = Field(
         None,
-        description="training against the challenger's rounded weights with the source as teacher, unless GPTQ rounded them; null: off",
+        description=(
+            "training the scales of the challenger's integers, of GPTQ's where it was rounded otherwise, with the source as teacher; "
+            "null: off"
+        ),
     )
 
 

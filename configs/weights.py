@@ -157,6 +157,15 @@ class WeightSettings(Section):
         return self.model_copy(update={"calibration": "gptq", "int8_layers": ()})
 
     @property
+    def recovery_objection(self) -> str | None:
+        """Why training cannot win back what this format loses; None where it can: it trains the scales of integers."""
+        if self.bits not in (4, 8) or self.number != "int":
+            return f"{self.label} weights are no integers whose scales could be trained"
+        if self.activations != "float" or self.embedding_bits == 4:
+            return f"{self.label} rounds more than the scales of its linear layers could win back"
+        return None
+
+    @property
     def vllm_objection(self) -> str | None:
         """Why vLLM's integer kernels do not take this format, with the way out; None where they do."""
         if self.bits in (16, 32):

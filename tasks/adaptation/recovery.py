@@ -1,104 +1,105 @@
-"""Recovery of what rounding the weights lost: adapters trained against the rounded model.
+"""Recovery of what rounding the weights lost: the scales of the integers that are served, trained with the source as teacher.
 
-Every linear layer computes with `round(W + s * B A)`: the very weights that the engine will have once the
-merged checkpoint `W + s * B A` is compressed with the same settings. The gradient passes the rounding
-unchanged (straight-through), so the adapter learns to move weights over the rounding thresholds that matter
-(LLM-QAT, Liu et al. 2023, arXiv:2305.17888, made low-rank). The loss is the divergence from the source.
-Teacher and student are one model: with rounding and adapters switched off it is the teacher, so no second
-copy is held.
+It starts from the challenger's own integers where GPTQ found them, from GPTQ's in the challenger's format else, and leaves them as
+they are: each group's scale is multiplied by 1 + change, change starts at zero and learns (as in the second phase of EfficientQAT, Chen
+et al. 2024, arXiv:2407.11062). So nothing is rounded again, and what was trained is what is served, up to a scale's float16. Low-rank
+adapters that move integers over rounding thresholds (LLM-QAT, Liu et al. 2023, arXiv:2305.17888) win less than GPTQ does without any
+training, and little on top of it (docs/log.md).
+
+The loss is the divergence from the source. Teacher and student are one model: with its own weights it is the teacher, so that no
+second copy of all else is held.
+
+Shapes: N outputs, K inputs, G groups of g = K / G inputs.
 """
 
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.training import TrainingSettings
-from configs.weights import WeightSettings
-from tasks.adaptation.rounding import check_roundable, straight_through
+from tasks.compression.grid import Grid, save_grids
+from tasks.compression.layer_names import check_layers_exist
 from tasks.store.artifact import Artifact
-from tasks.training.checkpoint import (
-    config_dtype,
-    head_weight,
-    last_hidden,
-    load_model,
-    load_tokenizer,
-    save_checkpoint,
-)
+from tasks.training.checkpoint import head_weight, last_hidden, load_model, load_tokenizer
 from tasks.training.device import training_memory
-from tasks.training.error import TrainingError
 from tasks.training.log import TrainingLog
 from tasks.training.loop import train
 from tasks.training.losses import distillation, mean_loss
 from tasks.training.packing import pack
 
-RANK = 32
 
+class GridLinear(nn.Module):
+    """A frozen linear layer that computes with the integers of its grid and scales that learn, or, as teacher, with its own weight."""
 
-class RoundedLinear(nn.Module):
-    """A frozen linear layer that computes with its rounded, adapted weight, or, as teacher, with its own."""
+    codes_NGg: Tensor
+    zeros_NG1: Tensor
+    scales_NG1: Tensor
 
-    def __init__(self, linear: nn.Linear, bits: int, symmetric: bool, group_size: int, rank: int) -> None:
+    def __init__(self, linear: nn.Linear, grid: Grid) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight.requires_grad_(False), linear.bias
         if self.bias is not None:
             self.bias.requires_grad_(False)
-        self.bits, self.symmetric, self.group_size = bits, symmetric, group_size
-        # A is random, B zero (LoRA): training starts at the rounding of W itself.
-        self.a_RI = nn.Parameter(torch.randn(rank, linear.in_features) / linear.in_features**0.5)
-        self.b_OR = nn.Parameter(torch.zeros(linear.out_features, rank))
-        self.is_teacher = False
-
-    def adapted(self) -> Tensor:
-        """W + B A, float32, shape (O, I)."""
-        with torch.autocast(self.weight.device.type, enabled=False):
-            return self.weight.float() + self.b_OR @ self.a_RI
+        self.grid, self.is_teacher = grid, False
+        outputs, groups = grid.scales.shape
+        zeros = np.full_like(grid.scales, 2 ** (grid.bits - 1)) if grid.zeros is None else grid.zeros
+        # Whoever trains rebuilds them from the grid: a training checkpoint need not hold them.
+        for name, values in (
+            ("codes_NGg", grid.codes.reshape(outputs, groups, -1)),
+            ("zeros_NG1", zeros[..., None].astype(np.float32)),
+            ("scales_NG1", grid.scales[..., None].astype(np.float32)),
+        ):
+            self.register_buffer(name, torch.from_numpy(values), persistent=False)
+        self.change_NG = nn.Parameter(torch.zeros(outputs, groups))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's output for x of shape (..., I)."""
+        """The layer's output for x of shape (..., K)."""
         if self.is_teacher:
             return F.linear(x, self.weight, self.bias)
-        weight = straight_through(self.adapted(), self.bits, self.symmetric, self.group_size)
-        return F.linear(x, weight.to(x.dtype), self.bias)
+        weight_NK: Tensor = _Scaled.apply(self.change_NG, self.codes_NGg, self.zeros_NG1, self.scales_NG1)
+        return F.linear(x, weight_NK.to(x.dtype), self.bias)
+
+    def trained(self) -> Grid:
+        """The grid with the scales as they are now."""
+        scales_NG = self.scales_NG1[..., 0] * (1 + self.change_NG.detach())
+        return Grid(
+            bits=self.grid.bits,
+            codes=self.grid.codes,
+            scales=scales_NG.cpu().numpy().astype(np.float16),
+            zeros=self.grid.zeros,
+        )
 
 
 def recover(
     checkpoint: Artifact,
+    grids: Mapping[str, Grid],
     texts: Sequence[str],
-    weights: WeightSettings,
     training: TrainingSettings,
     out: Path,
     scratch: Path,
-    eight_bit: Collection[str] = (),
 ) -> TrainingLog:
-    """Train against the rounding that `weights` does and write the full checkpoint to be compressed with it.
+    """Train the scales of a rounded checkpoint and write its grids with the new ones.
 
-    Scales found by calibration are not followed: training sees the plain minimum-and-maximum rounding of
-    the same levels and groups. The embedding is not rounded in training.
+    Embedding, output head and norms are the source's.
 
     Args:
         checkpoint: the source model, which is the teacher too.
+        grids: of its linear layers, by name.
         texts: documents.
-        weights: the format to recover from.
-        training: steps, batch, learning rate.
-        out: existing empty folder for the checkpoint, in the source's dtype.
+        training: steps, batch; the learning rate is that of a scale's relative change.
+        out: existing empty folder for the grids.
         scratch: see `tasks.training.loop.train`.
-        eight_bit: names of the linear layers ("model.layers.0.mlp.up_proj") that the format keeps at 8 bits
-            per channel; `eight_bit_layers` reads them from an artifact. Needed with `weights.int8_ratio`.
 
     Raises:
-        TrainingError: the format rounds nothing, its groups do not fit, or training diverged.
+        CompressionError: a grid is of no layer of the checkpoint.
+        TrainingError: training diverged.
     """
-    if weights.int8_ratio and not eight_bit:
-        raise TrainingError(
-            f"weights.int8_ratio is {weights.int8_ratio}: name the "
-            "layers that stay at 8 bits (eight_bit), or set it to 0"
-        )
-    torch.manual_seed(training.seed)
     text = pack(
         texts,
         load_tokenizer(checkpoint.folder),
@@ -108,42 +109,51 @@ def recover(
     )
     with training_memory() as memory:
         model = load_model(checkpoint.folder, torch.float32)
-        layers = round_linear_layers(model, weights, eight_bit)
-        log = train(model, text, training, _recovery_loss(layers), scratch, memory)
-    restore_linear_layers(model)
-    save_checkpoint(model.to(config_dtype(checkpoint.folder)), checkpoint.folder, out)
+        layers = use_grids(model, grids)
+        log = train(model, text, training, _divergence_from_source(list(layers.values())), scratch, memory)
+    save_grids({name: layer.trained() for name, layer in layers.items()}, out)
     shutil.rmtree(scratch, ignore_errors=True)
     return log
 
 
-def round_linear_layers(
-    model: Any, weights: WeightSettings, eight_bit: Collection[str] = ()
-) -> list[RoundedLinear]:
-    """Replace every linear layer except the output head; everything but the adapters is frozen."""
+def use_grids(model: Any, grids: Mapping[str, Grid]) -> dict[str, GridLinear]:
+    """Replace linear layers by their grids, by name; everything but the changes of scales is frozen.
+
+    Raises:
+        CompressionError: a grid is of no linear layer.
+    """
     model.requires_grad_(False)
-    replaced = []
-    for name, module in list(model.named_modules()):
-        if not isinstance(module, nn.Linear) or module is model.get_output_embeddings():
-            continue
-        check_roundable(weights, module.in_features, name)
-        bits, group = (8, -1) if name in eight_bit else (weights.bits, weights.group_size)
-        layer = RoundedLinear(module, bits, weights.symmetric, group, min(RANK, *module.weight.shape))
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    check_layers_exist("a grid", grids, linears)
+    layers = {name: GridLinear(linears[name], grid) for name, grid in grids.items()}
+    for name, layer in layers.items():
         model.set_submodule(name, layer)
-        replaced.append(layer)
-    return replaced
+    return layers
 
 
-def restore_linear_layers(model: Any) -> None:
-    """Put plain linear layers back, with W + B A as their weight."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, RoundedLinear):
-            outputs, inputs = module.weight.shape
-            linear = nn.Linear(inputs, outputs, bias=module.bias is not None, device="meta")
-            linear.weight, linear.bias = nn.Parameter(module.adapted().detach()), module.bias
-            model.set_submodule(name, linear)
+class _Scaled(torch.autograd.Function):
+    """(code - zero) * scale * (1 + change), float32, shape (N, K). Weights are computed twice rather than held for every layer."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, change_NG: Tensor, codes_NGg: Tensor, zeros_NG1: Tensor, scales_NG1: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(codes_NGg, zeros_NG1, scales_NG1)
+        return _weights(codes_NGg, zeros_NG1, scales_NG1 * (1 + change_NG[..., None])).flatten(1)
+
+    @staticmethod
+    def backward(ctx: Any, slope_NK: Tensor) -> tuple[Tensor | None, ...]:
+        codes_NGg, zeros_NG1, scales_NG1 = ctx.saved_tensors
+        weights_NGg = _weights(codes_NGg, zeros_NG1, scales_NG1)
+        return weights_NGg.mul_(slope_NK.reshape(codes_NGg.shape)).sum(-1), None, None, None
 
 
-def _recovery_loss(layers: list[RoundedLinear]) -> Any:
+def _weights(codes_NGg: Tensor, zeros_NG1: Tensor, scales_NG1: Tensor) -> Tensor:
+    # In place: at 100 million weights a step, fresh memory costs more than the arithmetic.
+    return codes_NGg.float().sub_(zeros_NG1).mul_(scales_NG1)
+
+
+def _divergence_from_source(layers: Sequence[GridLinear]) -> Any:
     def set_teacher(is_teacher: bool) -> None:
         for layer in layers:
             layer.is_teacher = is_teacher

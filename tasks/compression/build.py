@@ -27,6 +27,7 @@ def build_artifact(
     calibration: Sequence[str],
     *,
     integer_cache: bool = False,
+    grids: Artifact | None = None,
 ) -> Artifact:
     """The artifact of a checkpoint for an engine in a weight format; a second call returns the first one's.
 
@@ -37,6 +38,7 @@ def build_artifact(
         weights: the format, its budgets resolved (`resolve_weights`).
         calibration: texts, used by formats that calibrate.
         integer_cache: keys and values will be rounded; ONNX Runtime's kernels need their ranges on the calibration text.
+        grids: of the linear layers, in a format that is built from some; None: those that `rounded_grids` makes.
 
     Raises:
         CompressionError: the format is impossible for this model or engine, or changed nothing.
@@ -45,18 +47,18 @@ def build_artifact(
         case "transformers" | "vllm" if weights.bits in (16, 32):
             return checkpoint
         case "vllm":
-            grids = _grids(store, checkpoint, engine, weights, calibration)
+            grids = grids or _grids(store, checkpoint, engine, weights, calibration)
             build = _vllm(checkpoint, weights, grids)
             return sealed_once(store, checkpoint, "vllm", weights, calibration, build, grids)
         case "openvino":
             exported = exported_graph(store, checkpoint)
             if weights.bits == 32:
                 return exported
-            grids = _grids(store, checkpoint, engine, weights, calibration)
+            grids = grids or _grids(store, checkpoint, engine, weights, calibration)
             build = _compress(exported, weights, calibration, grids)
             return sealed_once(store, exported, "openvino", weights, calibration, build, grids)
         case "onnxruntime":
-            grids = _grids(store, checkpoint, engine, weights, calibration)
+            grids = grids or _grids(store, checkpoint, engine, weights, calibration)
             # Ranges and static scales are all that this path reads of the text itself.
             texts = calibration if integer_cache or weights.activations == "int8_static" else ()
             build = _onnx(checkpoint, weights, texts, grids)
@@ -87,7 +89,7 @@ def resolve_weights(
     if weights.max_bytes_fraction is None and weights.max_rounding_nats is None:
         return weights
     plain = weights.model_copy(update={"max_bytes_fraction": None, "max_rounding_nats": None})
-    folder = _rounded(store, checkpoint, engine, plain, calibration).folder
+    folder = rounded_grids(store, checkpoint, engine, plain, calibration).folder
     errors, grids = layer_errors(folder), load_grids(folder)
     if weights.max_bytes_fraction is None:
         named = layers_within_divergence(errors, grids, weights.max_rounding_nats or 0.0)
@@ -131,7 +133,7 @@ def layer_sensitivities(
     if (weights.bits, weights.calibration) != (4, "gptq") or weights.int8_layers:
         return {}
     plain = weights.model_copy(update={"max_bytes_fraction": None, "max_rounding_nats": None})
-    return layer_errors(_rounded(store, checkpoint, engine, plain, calibration).folder)
+    return layer_errors(rounded_grids(store, checkpoint, engine, plain, calibration).folder)
 
 
 def _budget_bytes(
@@ -162,17 +164,28 @@ def _grids(
     weights: WeightSettings,
     calibration: Sequence[str],
 ) -> Artifact | None:
-    return _rounded(store, checkpoint, engine, weights, calibration) if weights.is_from_grids else None
+    return rounded_grids(store, checkpoint, engine, weights, calibration) if weights.is_from_grids else None
 
 
-def _rounded(
+def rounded_grids(
     store: Store,
     checkpoint: Artifact,
     engine: EngineName,
     weights: WeightSettings,
     calibration: Sequence[str],
 ) -> Artifact:
-    """The grids of a format, and before GPTQ's what formats share: every token's importance at every layer, with or without pairs."""
+    """The grids of a format that is built from some; before GPTQ's what formats share: every token's importance at every layer.
+
+    Args:
+        store: where they are sealed, once.
+        checkpoint: a sealed safetensors checkpoint.
+        engine: they are for: OpenVINO's 8-bit layers have a scale a channel.
+        weights: the format, its budgets resolved.
+        calibration: texts, of which the format uses `calibration_samples`.
+
+    Raises:
+        CompressionError: a layer cannot be rounded, or the text is too short.
+    """
     texts = calibration[: weights.calibration_samples] if weights.reads_text else ()
     data = {"calibration": digest_of(list(texts))} if texts else {}
 

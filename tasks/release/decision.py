@@ -83,19 +83,19 @@ def adaptation_purpose(
 ) -> tuple[AdaptationPurpose | None, str]:
     """What the adapt stage is for, None for nothing, and the reason.
 
-    Nothing is recovered for a challenger whose weights GPTQ would round: trained ones lose nearly twice as much to it as the
-    source's own (docs/bench/recovery.md).
+    Nothing is recovered for a challenger that has no scales to train.
     """
     if settings is None:
         return None, "the configuration has no adapt section"
     why = "nothing has to be recovered"
     if release_misses and challenger is not None and settings.recovery is not None:
-        if challenger.format.for_trained_weights.calibration != "gptq":
+        objection = challenger.format.recovery_objection
+        if objection is None:
             return (
                 "recovery",
                 f"the release misses a goal ({release_misses[0]}) and a challenger meets all goals",
             )
-        why = f"{challenger.name} meets all goals and is rounded by GPTQ, of which training wins nothing back"
+        why = f"of {challenger.name}, which meets all goals, nothing can be: {objection}"
     if settings.data is not None:
         return "data", "the configuration gives data"
     return None, f"no data is given and {why}"

@@ -38,10 +38,12 @@ def make_candidate(
     engine: EngineSettings,
     weights: WeightSettings,
     note: str = "",
+    grids: Artifact | None = None,
 ) -> Candidate:
     """Build the artifact of a checkpoint in a weight format and pair it with an engine configuration.
 
-    Speculation is left out: it was turned on for another artifact, and pays, or does not, for each one anew.
+    Speculation is left out: it was turned on for another artifact, and pays, or does not, for each one anew. Of `grids` that are given,
+    in a format that is built from some, the artifact is made; what that costs says nothing of the format, and is not remembered.
 
     Raises:
         CompressionError: the format is impossible for this model or engine.
@@ -53,10 +55,10 @@ def make_candidate(
     def build() -> Artifact:
         stored = resolve_weights(*declared)
         cached = engine.has_integer_cache
-        return build_artifact(*declared[:3], stored, calibration, integer_cache=cached)
+        return build_artifact(*declared[:3], stored, calibration, integer_cache=cached, grids=grids)
 
     # The cost is that of what was declared: learning which layers need 8 bits is part of it.
-    artifact = measured_build(*declared, build)
+    artifact = build() if grids else measured_build(*declared, build)
     stored = resolve_weights(*declared)
     name = f"{engine.engine} {stored.label}, {engine.serving_label}{note}"
     return Candidate(name=name, artifact=artifact.digest, engine=engine, weights=stored.label, format=stored)

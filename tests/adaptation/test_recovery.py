@@ -1,93 +1,174 @@
-import copy
+"""Recovery trains the scales of a grid: the integers stay, the divergence falls, and what was trained is what is served."""
+
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from served_logits import IDS, logits_of, sealed
 from tiny_llama import TEXTS, tiny_llama
 
 from configs.training import TrainingSettings
 from configs.weights import WeightSettings
-from tasks.adaptation.recovery import RoundedLinear, recover, restore_linear_layers, round_linear_layers
-from tasks.adaptation.rounding import rounded
+from tasks.adaptation import recovery
+from tasks.adaptation.recovery import recover, use_grids
+from tasks.compression.build import build_artifact, rounded_grids
+from tasks.compression.error import CompressionError
+from tasks.compression.grid import Grid, load_grids
 from tasks.store.artifact import Artifact
+from tasks.store.store import Store
 from tasks.training.checkpoint import load_model, load_tokenizer
-from tasks.training.error import TrainingError
 from tasks.training.losses import divergence
 
-INT4 = WeightSettings(bits=4, symmetric=True, group_size=32)
+LAYER = "model.layers.1.mlp.up_proj"
+SYMMETRIC = WeightSettings(bits=4, group_size=32, calibration="gptq", int8_layers=(LAYER,), embedding_bits=32)
+ASYMMETRIC = SYMMETRIC.model_copy(update={"symmetric": False})
 TRAINING = TrainingSettings(
-    steps=20, batch_sequences=4, sequence_tokens=32, learning_rate=1e-3, autocast="none"
+    steps=40, batch_sequences=4, sequence_tokens=32, learning_rate=3e-3, autocast="none", checkpoint_steps=10
 )
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return tiny_llama(tmp_path_factory.mktemp("tiny"))
+def home(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("home"))
 
 
-def rounded_copy(model: torch.nn.Module) -> torch.nn.Module:
-    """Every block's linear weights rounded for good, as compression would do it."""
-    model = copy.deepcopy(model)
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and name != "lm_head":
-            module.weight.data = rounded(module.weight, 4, True, 32)
-    return model
+@pytest.fixture(scope="module")
+def checkpoint(home: Store, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return sealed(home, tiny_llama(tmp_path_factory.mktemp("tiny") / "model"))
 
 
-def kl(model: torch.nn.Module, teacher: torch.nn.Module, folder: Path) -> float:
-    ids = torch.tensor([load_tokenizer(folder)(" ".join(TEXTS[5:9]))["input_ids"]])
+def grids_of(home: Store, checkpoint: Artifact, weights: WeightSettings) -> dict[str, Grid]:
+    return load_grids(rounded_grids(home, checkpoint, "openvino", weights, TEXTS).folder)
+
+
+def disturbed(grids: Mapping[str, Grid]) -> dict[str, Grid]:
+    """Scales up to a tenth off: in a model of random weights GPTQ leaves little to learn."""
+    rng = np.random.default_rng(0)
+    return {
+        name: replace(grid, scales=grid.scales * rng.uniform(0.9, 1.1, grid.scales.shape).astype(np.float16))
+        for name, grid in grids.items()
+    }
+
+
+def kl(checkpoint: Artifact, grids: Mapping[str, Grid]) -> float:
+    """On text that nothing was trained on, in the embedding of the source."""
+    ids = torch.tensor(
+        [load_tokenizer(checkpoint.folder)("the other keys are not on a cabinet")["input_ids"]]
+    )
+    teacher, student = (
+        load_model(checkpoint.folder, torch.float32),
+        load_model(checkpoint.folder, torch.float32),
+    )
+    use_grids(student, grids)
     with torch.no_grad():
-        student, reference = model(input_ids=ids).logits[0], teacher(input_ids=ids).logits[0]
-    return divergence(student, reference).item() / ids.numel()
-
-
-def test_recovery_lowers_the_divergence_of_the_rounded_weights(tiny: Artifact, tmp_path: Path) -> None:
-    log = recover(tiny, TEXTS, INT4, TRAINING, tmp_path / "out", tmp_path / "scratch")
-
-    teacher = load_model(tiny.folder, torch.float32)
-    before = kl(rounded_copy(teacher), teacher, tiny.folder)
-    recovered = load_model(tmp_path / "out", torch.float32)
-    after = kl(rounded_copy(recovered), teacher, tiny.folder)
-    assert after < 0.8 * before
-    assert log.losses[-1] < log.losses[0]
-
-
-def test_training_starts_from_the_rounded_weights_themselves(tiny: Artifact) -> None:
-    model = load_model(tiny.folder, torch.float32)
-    expected, ids = rounded_copy(model), torch.arange(20)[None]
-    layers = round_linear_layers(model, INT4)
-
-    assert len(layers) == 3 * 7
-    with torch.no_grad():
-        torch.testing.assert_close(
-            model(input_ids=ids).logits, expected(input_ids=ids).logits, atol=1e-5, rtol=0
+        return (
+            divergence(student(input_ids=ids).logits[0], teacher(input_ids=ids).logits[0]).item()
+            / ids.numel()
         )
-    restore_linear_layers(model)
-    original = load_model(tiny.folder, torch.float32)
-    torch.testing.assert_close(model.state_dict(), original.state_dict())
 
 
-def test_named_layers_stay_at_eight_bits(tiny: Artifact) -> None:
-    model = load_model(tiny.folder, torch.float32)
-    round_linear_layers(model, INT4, eight_bit=["model.layers.1.mlp.up_proj"])
-    kinds = {n: (m.bits, m.symmetric) for n, m in model.named_modules() if isinstance(m, RoundedLinear)}
-    assert kinds.pop("model.layers.1.mlp.up_proj") == (8, True)
-    assert set(kinds.values()) == {(4, True)}
-
-
-@pytest.mark.parametrize(
-    ("weights", "message"),
-    [
-        (WeightSettings(), "weights.bits is 32"),
-        (
-            WeightSettings(bits=4, group_size=48),
-            "group_size is 48, model.layers.0.self_attn.q_proj has 64 inputs",
-        ),
-        (WeightSettings(bits=4, group_size=32, int8_ratio=0.2), "int8_ratio is 0.2: name the layers"),
-    ],
-)
-def test_formats_that_cannot_be_recovered(
-    weights: WeightSettings, message: str, tiny: Artifact, tmp_path: Path
+@pytest.mark.parametrize("weights", [SYMMETRIC, ASYMMETRIC], ids=["symmetric", "asymmetric"])
+def test_scales_learn_and_integers_stay(
+    weights: WeightSettings, home: Store, checkpoint: Artifact, tmp_path: Path
 ) -> None:
-    with pytest.raises(TrainingError, match=message):
-        recover(tiny, TEXTS, weights, TRAINING, tmp_path, tmp_path / "scratch")
+    grids = disturbed(grids_of(home, checkpoint, weights))
+    log = recover(checkpoint, grids, TEXTS, TRAINING, tmp_path, tmp_path / "scratch")
+
+    found = load_grids(tmp_path)
+    assert log.trainable_parameters == sum(grid.scales.size for grid in grids.values())
+    assert {grid.bits for grid in found.values()} == {4, 8}
+    for name, grid in grids.items():
+        np.testing.assert_array_equal(found[name].codes, grid.codes)
+        assert (found[name].zeros is None) == weights.symmetric
+        assert (found[name].scales != grid.scales).any()
+    assert kl(checkpoint, found) < 0.9 * kl(checkpoint, grids)
+
+
+def test_what_was_trained_is_what_is_served(home: Store, checkpoint: Artifact) -> None:
+    """The trained grids in OpenVINO's graph against the same in torch; what is left is far below what rounding does."""
+    grids = grids_of(home, checkpoint, ASYMMETRIC)
+    trained = home.seal(
+        lambda out: recover(checkpoint, grids, TEXTS, TRAINING, out, out.parent / "scratch"), kind="grid"
+    )
+    served = logits_of(
+        build_artifact(home, checkpoint, "openvino", ASYMMETRIC, TEXTS, grids=trained), "openvino"
+    )
+
+    def in_torch(of: Mapping[str, Grid]) -> np.ndarray:
+        model = load_model(checkpoint.folder, torch.float32)
+        use_grids(model, of)
+        with torch.no_grad():
+            return model(input_ids=torch.tensor([IDS])).logits[0, :-1].numpy()
+
+    moved = np.abs(in_torch(load_grids(trained.folder)) - in_torch(grids)).mean()
+    assert moved > 0
+    assert np.abs(served - in_torch(load_grids(trained.folder))).mean() < 0.05 * moved
+    untrained = logits_of(build_artifact(home, checkpoint, "openvino", ASYMMETRIC, TEXTS), "openvino")
+    assert (
+        np.abs(served - untrained).mean() > 0.5 * moved
+    )  # the grids that were given, not those of the format
+
+
+def test_the_teacher_is_the_source(checkpoint: Artifact, home: Store) -> None:
+    model, source = (load_model(checkpoint.folder, torch.float32) for _ in range(2))
+    layers = use_grids(model, grids_of(home, checkpoint, SYMMETRIC))
+    assert len(layers) == 3 * 7
+    assert {name for name, each in model.named_parameters() if each.requires_grad} == {
+        f"{name}.change_NG" for name in layers
+    }
+    ids = torch.tensor([IDS])
+    with torch.no_grad():
+        rounded = model(input_ids=ids).logits
+        for layer in layers.values():
+            layer.is_teacher = True
+        torch.testing.assert_close(model(input_ids=ids).logits, source(input_ids=ids).logits)
+        assert not torch.equal(rounded, source(input_ids=ids).logits)
+
+
+def test_the_slope_of_a_scale_is_that_of_plain_arithmetic(checkpoint: Artifact, home: Store) -> None:
+    grid = grids_of(home, checkpoint, ASYMMETRIC)["model.layers.0.mlp.down_proj"]
+    model = load_model(checkpoint.folder, torch.float32)
+    layer = use_grids(model, {"model.layers.0.mlp.down_proj": grid})["model.layers.0.mlp.down_proj"]
+    x, upstream = torch.randn(5, grid.codes.shape[1]), torch.randn(5, grid.codes.shape[0])
+    (layer(x) * upstream).sum().backward()
+
+    scales = torch.from_numpy(grid.scales.astype(np.float32)).requires_grad_()
+    codes = torch.from_numpy(grid.codes.astype(np.float32)).reshape(*grid.scales.shape, -1)
+    zeros = torch.from_numpy(grid.zeros.astype(np.float32))[..., None]
+    weight = ((codes - zeros) * scales[..., None]).flatten(1)
+    ((x @ weight.T) * upstream).sum().backward()
+    torch.testing.assert_close(layer.change_NG.grad, scales.grad * scales.detach())
+
+
+def test_killed_and_started_again_it_ends_at_the_same_loss(
+    checkpoint: Artifact, home: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grids = grids_of(home, checkpoint, SYMMETRIC)
+    for name in ("undisturbed", "killed"):
+        (tmp_path / name).mkdir()
+    undisturbed = recover(checkpoint, grids, TEXTS, TRAINING, tmp_path / "undisturbed", tmp_path / "a")
+    steps = iter(range(25))
+
+    def dies(*what: object, **named: object) -> object:
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return whole(*what, **named)
+
+    whole = recovery.distillation
+    monkeypatch.setattr(recovery, "distillation", dies)
+    with pytest.raises(KeyboardInterrupt):
+        recover(checkpoint, grids, TEXTS, TRAINING, tmp_path / "killed", tmp_path / "b")
+    monkeypatch.undo()
+    resumed = recover(checkpoint, grids, TEXTS, TRAINING, tmp_path / "killed", tmp_path / "b")
+    assert resumed.losses == pytest.approx(undisturbed.losses, rel=1e-5)
+    for name, grid in load_grids(tmp_path / "killed").items():
+        np.testing.assert_allclose(grid.scales, load_grids(tmp_path / "undisturbed")[name].scales, rtol=2e-3)
+
+
+def test_a_grid_of_another_model_is_refused(checkpoint: Artifact, home: Store, tmp_path: Path) -> None:
+    grids = {"model.layers.9.mlp.up_proj": grids_of(home, checkpoint, SYMMETRIC)[LAYER]}
+    with pytest.raises(CompressionError, match=r"a grid names model.layers.9.mlp.up_proj"):
+        recover(checkpoint, grids, TEXTS, TRAINING, tmp_path, tmp_path / "scratch")

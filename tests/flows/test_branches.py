@@ -46,8 +46,13 @@ batching: {{schedulers: [{{max_num_seqs: 4}}, {{max_num_seqs: 64}}]}}
 """
 INT8 = "{engine: openvino, weights: {bits: 8, symmetric: false}, kv_cache: [u8]}"
 INT4 = "{engine: openvino, weights: {bits: 4, group_size: 32}, kv_cache: [u8]}"
-NOISE = {"f32": 0.0, "int8 asym per channel": 0.05, "int4 sym g32": 1.5}
-BYTES = {"f32": 4_000_000, "int8 asym per channel": 1_000_000, "int4 sym g32": 500_000}
+NOISE = {"f32": 0.0, "int8 asym per channel": 0.05, "int4 sym g32": 1.5, "int4 sym g32 gptq": 1.5}
+BYTES = {
+    "f32": 4_000_000,
+    "int8 asym per channel": 1_000_000,
+    "int4 sym g32": 500_000,
+    "int4 sym g32 gptq": 500_000,
+}
 LOG = TrainingLog(
     steps=2, tokens=64, seconds=1.0, tokens_per_s=64.0, losses=(3.0, 2.0), learning_rates=(1e-3, 0.0), peak_mib=1.0,
     trainable_parameters=10,
@@ -92,7 +97,7 @@ class World:
         state = rollout_module.rollout.fn(str(recipe), list(overrides))
         return RolloutSummary.model_validate(state.data)
 
-    def build(self, store, checkpoint, engine, weights, calibration, *, integer_cache=False):
+    def build(self, store, checkpoint, engine, weights, calibration, *, integer_cache=False, grids=None):
         """A sealed folder that says how good the fake engine is that will open it."""
         if engine == "transformers":
             return checkpoint
@@ -152,6 +157,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(run_off, "ratios_in_pairs", in_pairs.serve_in_pairs)
     monkeypatch.setattr(search, "check_reloads", lambda workspace, candidates: {})
     monkeypatch.setattr(adapt, "trained", made.train)
+    monkeypatch.setattr(adapt, "rounded_grids", lambda store, checkpoint, *_: checkpoint)
     monkeypatch.setattr(adapt, "merge_adapter", made.merge)
     monkeypatch.setattr(adapt, "check_adapter", lambda *_: SAME)
     monkeypatch.setattr(distillation, "trained", made.train)

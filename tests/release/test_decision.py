@@ -67,7 +67,9 @@ def test_the_challenger_meets_the_goals_and_is_not_the_release():
 
 
 RECOVERY = TrainingSettings()
+PLAIN = INT4.model_copy(update={"format": WeightSettings(bits=4, group_size=32)})
 OF_GPTQ = INT4.model_copy(update={"format": WeightSettings(bits=4, calibration="gptq")})
+OF_NF4 = INT4.model_copy(update={"format": WeightSettings(bits=4, number="nf4")})
 OF_GRID = INT4.model_copy(
     update={"format": WeightSettings(bits=4, symmetric=False, group_size=32, calibration="source_grid")}
 )
@@ -77,13 +79,15 @@ OF_GRID = INT4.model_copy(
     ("settings", "misses", "challenger", "purpose"),
     [
         (None, ("x",), INT4, None),
-        (AdaptSettings(recovery=RECOVERY), ("max_weights_mib",), INT4, "recovery"),
-        (AdaptSettings(recovery=RECOVERY), (), INT4, None),
+        (AdaptSettings(recovery=RECOVERY), ("max_weights_mib",), PLAIN, "recovery"),
+        (AdaptSettings(recovery=RECOVERY), (), PLAIN, None),
         (AdaptSettings(recovery=RECOVERY), ("max_weights_mib",), None, None),
         (AdaptSettings(data="text", recovery=RECOVERY), (), INT4, "data"),
         (AdaptSettings(data="text"), ("max_weights_mib",), INT4, "data"),
-        (AdaptSettings(data="text", recovery=RECOVERY), ("max_weights_mib",), OF_GPTQ, "data"),
-        (AdaptSettings(recovery=RECOVERY), ("max_weights_mib",), OF_GRID, None),
+        (AdaptSettings(data="text", recovery=RECOVERY), ("max_weights_mib",), OF_GPTQ, "recovery"),
+        (AdaptSettings(recovery=RECOVERY), ("max_weights_mib",), OF_GRID, "recovery"),
+        (AdaptSettings(data="text", recovery=RECOVERY), ("max_weights_mib",), OF_NF4, "data"),
+        (AdaptSettings(recovery=RECOVERY), ("max_weights_mib",), OF_NF4, None),
     ],
 )
 def test_recovery_runs_only_for_a_missed_goal_with_a_challenger(settings, misses, challenger, purpose):
@@ -91,10 +95,25 @@ def test_recovery_runs_only_for_a_missed_goal_with_a_challenger(settings, misses
 
 
 def test_what_is_not_recovered_says_why():
-    _, why = adaptation_purpose(AdaptSettings(recovery=RECOVERY), ("max_weights_mib",), OF_GPTQ)
+    _, why = adaptation_purpose(AdaptSettings(recovery=RECOVERY), ("max_weights_mib",), OF_NF4)
     assert why == (
-        f"no data is given and {INT4.name} meets all goals and is rounded by GPTQ, of which training wins nothing back"
+        f"no data is given and of {INT4.name}, which meets all goals, nothing can be: nf4 per channel weights are no integers whose "
+        "scales could be trained"
     )
+
+
+@pytest.mark.parametrize(
+    ("weights", "why"),
+    [
+        (WeightSettings(bits=4, group_size=32, int8_ratio=0.2, calibration="awq"), None),
+        (WeightSettings(bits=8, symmetric=False), None),
+        (WeightSettings(bits=16), "f16 weights are no integers"),
+        (WeightSettings(bits=8, activations="int8_static"), "rounds more than the scales"),
+        (WeightSettings(bits=4, group_size=32, embedding_bits=4), "rounds more than the scales"),
+    ],
+)
+def test_what_scales_can_win_back_is_recovered(weights, why):
+    assert (weights.recovery_objection is None) if why is None else why in weights.recovery_objection
 
 
 PROFILE = RESULTS[0]
