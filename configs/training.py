@@ -131,8 +131,8 @@ class AdaptSettings(Section):
     recovery: TrainingSettings | None = Field(
         None,
         description=(
-            "training the scales of the challenger's integers, of GPTQ's where it was rounded otherwise, with the source as teacher; "
-            "null: off"
+            "training the scales of the challenger's integers, of GPTQ's where it was rounded otherwise, with the source as teacher "
+            "(GPTQ's time and memory are then added to the stage); null: off"
         ),
     )
 

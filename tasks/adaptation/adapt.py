@@ -1,9 +1,7 @@
-"""The adapt stage: adapters trained on the user's data, merged; or scales of the challenger's integers; exported, judged.
+"""The adapt stage on the user's data: adapters are trained, merged, exported in the release's format and measured; the best is judged.
 
-Every method is merged, exported in the release's format and measured; the best on the search split meets the gate. A model adapted
-to data may move away from the source on purpose, so it is gated on tasks alone, and it has to pay: its held-out loss, measured on
-the artifact that would be served, must be lower with confidence. A recovered model must preserve the function and meets the whole
-gate.
+A model adapted to data may move away from the source on purpose, so it is gated on tasks alone, and it has to pay: its held-out loss,
+measured on the artifact that would be served, must be lower with confidence.
 """
 
 from collections.abc import Sequence
@@ -11,17 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.training import AdaptSettings, LoraSettings, TrainingSettings
-from configs.weights import WeightSettings
 from tasks.adaptation.adapter_parity import check_adapter
 from tasks.adaptation.chat_template import chat_template_of
-from tasks.adaptation.eight_bit import eight_bit_layers
 from tasks.adaptation.lora import merge_adapter, train_adapter
 from tasks.adaptation.model_card import NAME as CARD
 from tasks.adaptation.model_card import model_card
-from tasks.adaptation.recovery import recover
-from tasks.compression.build import rounded_grids
-from tasks.compression.grid import load_grids
-from tasks.compression.openvino_matrices import MODEL_XML
 from tasks.data.training_rows import training_texts
 from tasks.quality.gate import Improvement
 from tasks.release.autocast import decide_autocast
@@ -117,67 +109,6 @@ def adapt_to_data(workspace: Workspace, settings: AdaptSettings, release: Candid
         text=judged.text | {f"training_{each.lora.label}.csv": curve_csv(each.log) for each in tried},
         artifacts={"adapter": best.adapter.digest},
     )
-
-
-def recover_challenger(workspace: Workspace, settings: AdaptSettings, challenger: Candidate) -> StageResult:
-    """Train the scales of the challenger's integers, export in its format, judge by the whole gate.
-
-    Raises:
-        TrainingError, EngineError, QualityError, StoreError: the stage cannot be completed.
-    """
-    if settings.recovery is None:
-        raise ValueError("adapt.recovery is not configured")
-    training, stored_as = (
-        decide_autocast(workspace, settings.recovery),
-        _rounded_by_grids(workspace, challenger),
-    )
-    texts = tuple(section.text for section in workspace.splits.train)
-    calibration = [section.text for section in workspace.splits.calibration]
-    start = rounded_grids(workspace.store, workspace.source, challenger.engine.engine, stored_as, calibration)
-    recipe = {
-        "step": "recover",
-        "source": workspace.source.digest,
-        "training": training.model_dump(mode="json"),
-    }
-    grids, log = trained(
-        workspace.store, workspace.derived, "grid", start, recipe, texts, training.seed, CODE,
-        lambda out, scratch: recover(workspace.source, load_grids(start.folder), texts, training, out, scratch),
-    )  # fmt: skip
-    candidate = make_candidate(
-        workspace, workspace.source, challenger.engine, stored_as, note=", recovered", grids=grids
-    )
-    measurement = measure_candidate(workspace, candidate)
-    before, after = screen_candidate(workspace, challenger), screen_candidate(workspace, candidate)
-    judged = judge_candidate(workspace, candidate, "preserve")
-    return StageResult(
-        stage="adapt",
-        verdict=judged.verdict,
-        kept=judged.verdict == "PASS",
-        reason=f"recovery: KL {before['kl_nats']:.4f} -> {after['kl_nats']:.4f} nats on the search split; {judged.reason}",
-        proposal=candidate,
-        measurement=measurement,
-        gate=judged.gate,
-        candidates=(
-            CandidateResult(name=candidate.name, candidate=candidate, measurement=measurement, screen=after),
-        ),
-        samples=judged.samples,
-        provisional=judged.provisional,
-        metrics=judged.metrics
-        | {f"train/{name}": value for name, value in training_metrics("recovery", log).items()},
-        text=judged.text | {"training_recovery.csv": curve_csv(log)},
-    )
-
-
-def _rounded_by_grids(workspace: Workspace, challenger: Candidate) -> WeightSettings:
-    """The challenger's format as one that is built from grids: its own, or GPTQ's where it was rounded in another way."""
-    stored = challenger.format
-    if stored.is_from_grids:
-        return stored
-    eight = stored.int8_layers
-    if stored.int8_ratio:
-        eight = tuple(sorted(eight_bit_layers(workspace.store.open(challenger.artifact).folder / MODEL_XML)))
-    by_gptq = {"calibration": "gptq", "int8_ratio": 0.0, "int8_layers": eight}
-    return WeightSettings.model_validate(stored.model_dump() | by_gptq)
 
 
 def _adapt(

@@ -2,7 +2,8 @@
 
 It starts from the challenger's own integers where GPTQ found them, from GPTQ's in the challenger's format else, and leaves them as
 they are: each group's scale is multiplied by 1 + change, change starts at zero and learns (as in the second phase of EfficientQAT, Chen
-et al. 2024, arXiv:2407.11062). So nothing is rounded again, and what was trained is what is served, up to a scale's float16. Low-rank
+et al. 2024, arXiv:2407.11062). So nothing is rounded again, and what was trained is what is served, but for the precision of scales
+(float16) and of products (bfloat16, with autocast in training). Low-rank
 adapters that move integers over rounding thresholds (LLM-QAT, Liu et al. 2023, arXiv:2305.17888) win less than GPTQ does without any
 training, and little on top of it (docs/log.md).
 
@@ -98,7 +99,7 @@ def recover(
 
     Raises:
         CompressionError: a grid is of no layer of the checkpoint.
-        TrainingError: training diverged.
+        TrainingError: training diverged, or there is no grid.
     """
     text = pack(
         texts,
@@ -132,7 +133,7 @@ def use_grids(model: Any, grids: Mapping[str, Grid]) -> dict[str, GridLinear]:
 
 
 class _Scaled(torch.autograd.Function):
-    """(code - zero) * scale * (1 + change), float32, shape (N, K). Weights are computed twice rather than held for every layer."""
+    """(code - zero) * scale * (1 + change), float32, shape (N, K). For the slope they are computed again."""
 
     @staticmethod
     def forward(

@@ -25,7 +25,8 @@ def adapt_stage(
 
     def compute() -> StageResult:
         # torch and peft take seconds to import; a remembered stage must not pay for them
-        from tasks.adaptation.adapt import adapt_to_data, recover_challenger
+        from tasks.adaptation.adapt import adapt_to_data
+        from tasks.adaptation.recovered_challenger import recover_challenger
 
         return (adapt_to_data if purpose == "data" else recover_challenger)(workspace, settings, start)
 

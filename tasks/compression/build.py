@@ -43,22 +43,26 @@ def build_artifact(
     Raises:
         CompressionError: the format is impossible for this model or engine, or changed nothing.
     """
+    if grids is not None and not weights.is_from_grids:
+        raise CompressionError(
+            f"{weights.label} is not built from grids; use calibration: gptq for those that are given"
+        )
     match engine:
         case "transformers" | "vllm" if weights.bits in (16, 32):
             return checkpoint
         case "vllm":
-            grids = grids or _grids(store, checkpoint, engine, weights, calibration)
+            grids = _grids(store, checkpoint, engine, weights, calibration) if grids is None else grids
             build = _vllm(checkpoint, weights, grids)
             return sealed_once(store, checkpoint, "vllm", weights, calibration, build, grids)
         case "openvino":
             exported = exported_graph(store, checkpoint)
             if weights.bits == 32:
                 return exported
-            grids = grids or _grids(store, checkpoint, engine, weights, calibration)
+            grids = _grids(store, checkpoint, engine, weights, calibration) if grids is None else grids
             build = _compress(exported, weights, calibration, grids)
             return sealed_once(store, exported, "openvino", weights, calibration, build, grids)
         case "onnxruntime":
-            grids = grids or _grids(store, checkpoint, engine, weights, calibration)
+            grids = _grids(store, checkpoint, engine, weights, calibration) if grids is None else grids
             # Ranges and static scales are all that this path reads of the text itself.
             texts = calibration if integer_cache or weights.activations == "int8_static" else ()
             build = _onnx(checkpoint, weights, texts, grids)

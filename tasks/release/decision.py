@@ -67,7 +67,7 @@ def worth_judging(
 def challenger(
     results: Sequence[CandidateResult], release: Candidate, goals: Goals, baseline: Measurement
 ) -> CandidateResult | None:
-    """The best candidate that meets the goals and is not the release: the least divergent one."""
+    """The best candidate that meets the goals and is not the release: the least divergent, of those that could be recovered first."""
     others = [
         result
         for result in results
@@ -75,7 +75,11 @@ def challenger(
         and result.candidate != release
         and not missed_goals(goals, result.measurement, baseline)
     ]
-    return min(others, key=lambda result: result.screen["kl_nats"], default=None)
+    return min(others, key=lambda each: (_is_lost(each), each.screen["kl_nats"]), default=None)
+
+
+def _is_lost(result: CandidateResult) -> bool:
+    return result.candidate is None or result.candidate.format.recovery_objection is not None
 
 
 def adaptation_purpose(

@@ -58,7 +58,7 @@ def make_candidate(
         return build_artifact(*declared[:3], stored, calibration, integer_cache=cached, grids=grids)
 
     # The cost is that of what was declared: learning which layers need 8 bits is part of it.
-    artifact = build() if grids else measured_build(*declared, build)
+    artifact = build() if grids is not None else measured_build(*declared, build)
     stored = resolve_weights(*declared)
     name = f"{engine.engine} {stored.label}, {engine.serving_label}{note}"
     return Candidate(name=name, artifact=artifact.digest, engine=engine, weights=stored.label, format=stored)

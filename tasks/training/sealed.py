@@ -30,7 +30,7 @@ def trained(
     Args:
         store: where it is sealed.
         scratch_parent: where training checkpoints lie until then, in a folder named after the run's inputs.
-        kind: "adapter" or "checkpoint".
+        kind: "adapter", "checkpoint" or "grid".
         parent: what it is trained from.
         recipe: method and every setting, JSON values.
         texts: training documents, in order.

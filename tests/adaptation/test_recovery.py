@@ -10,13 +10,17 @@ import torch
 from served_logits import IDS, logits_of, sealed
 from tiny_llama import TEXTS, tiny_llama
 
+from configs.engine import EngineSettings
 from configs.training import TrainingSettings
 from configs.weights import WeightSettings
 from tasks.adaptation import recovery
-from tasks.adaptation.recovery import recover, use_grids
+from tasks.adaptation.recovered_challenger import grid_format
+from tasks.adaptation.recovery import GridLinear, recover, use_grids
 from tasks.compression.build import build_artifact, rounded_grids
 from tasks.compression.error import CompressionError
 from tasks.compression.grid import Grid, load_grids
+from tasks.compression.openvino_matrices import weight_formats
+from tasks.release.candidate import Candidate
 from tasks.store.artifact import Artifact
 from tasks.store.store import Store
 from tasks.training.checkpoint import load_model, load_tokenizer
@@ -143,6 +147,47 @@ def test_the_slope_of_a_scale_is_that_of_plain_arithmetic(checkpoint: Artifact, 
     torch.testing.assert_close(layer.change_NG.grad, scales.grad * scales.detach())
 
 
+def test_zeros_between_the_codes_are_served_as_they_are() -> None:
+    """A source's own grid has such."""
+    rng = np.random.default_rng(0)
+    grid = Grid(
+        bits=4,
+        codes=rng.integers(0, 16, (6, 64), np.uint8),
+        scales=rng.uniform(0.01, 0.02, (6, 2)).astype(np.float16),
+        zeros=rng.uniform(6, 9, (6, 2)).astype(np.float16),
+    )
+    layer = GridLinear(torch.nn.Linear(64, 6, bias=False), grid)
+    x = torch.randn(3, 64)
+    torch.testing.assert_close(layer(x), x @ torch.from_numpy(grid.weights()).T)
+    np.testing.assert_array_equal(layer.trained().weights(), grid.weights())
+
+
+def test_the_layers_that_nncf_kept_at_eight_bits_keep_them(home: Store, checkpoint: Artifact) -> None:
+    weights = WeightSettings(bits=4, group_size=32, int8_ratio=0.3, embedding_bits=32)
+    artifact = build_artifact(home, checkpoint, "openvino", weights, TEXTS)
+    engine = EngineSettings(engine="openvino")
+    challenger = Candidate(
+        name="int4", artifact=artifact.digest, engine=engine, weights=weights.label, format=weights
+    )
+    stored = grid_format(home, challenger)
+    assert stored.calibration == "gptq"
+    assert stored.int8_layers
+    grids = load_grids(rounded_grids(home, checkpoint, "openvino", stored, TEXTS).folder)
+    assert {name for name, grid in grids.items() if grid.bits == 8} == set(stored.int8_layers)
+    assert {name for name, kind in weight_formats(artifact.folder).layers.items() if kind == "i8"} == set(
+        stored.int8_layers
+    )
+    own = challenger.model_copy(update={"format": SYMMETRIC})
+    assert grid_format(home, own) == SYMMETRIC
+
+
+def test_grids_for_a_format_without_any_are_refused(home: Store, checkpoint: Artifact) -> None:
+    grids = rounded_grids(home, checkpoint, "openvino", SYMMETRIC, TEXTS)
+    plain = WeightSettings(bits=4, group_size=32)
+    with pytest.raises(CompressionError, match="int4 sym g32 is not built from grids"):
+        build_artifact(home, checkpoint, "openvino", plain, TEXTS, grids=grids)
+
+
 def test_killed_and_started_again_it_ends_at_the_same_loss(
     checkpoint: Artifact, home: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,7 +195,11 @@ def test_killed_and_started_again_it_ends_at_the_same_loss(
     for name in ("undisturbed", "killed"):
         (tmp_path / name).mkdir()
     undisturbed = recover(checkpoint, grids, TEXTS, TRAINING, tmp_path / "undisturbed", tmp_path / "a")
-    steps = iter(range(25))
+    steps, taken = iter(range(25)), []
+
+    def counts(*what: object, **named: object) -> object:
+        taken.append(1)
+        return whole(*what, **named)
 
     def dies(*what: object, **named: object) -> object:
         if next(steps, None) is None:
@@ -161,8 +210,9 @@ def test_killed_and_started_again_it_ends_at_the_same_loss(
     monkeypatch.setattr(recovery, "distillation", dies)
     with pytest.raises(KeyboardInterrupt):
         recover(checkpoint, grids, TEXTS, TRAINING, tmp_path / "killed", tmp_path / "b")
-    monkeypatch.undo()
+    monkeypatch.setattr(recovery, "distillation", counts)
     resumed = recover(checkpoint, grids, TEXTS, TRAINING, tmp_path / "killed", tmp_path / "b")
+    assert len(taken) == 20  # killed in the 26th step, it goes on from the 20th
     assert resumed.losses == pytest.approx(undisturbed.losses, rel=1e-5)
     for name, grid in load_grids(tmp_path / "killed").items():
         np.testing.assert_allclose(grid.scales, load_grids(tmp_path / "undisturbed")[name].scales, rtol=2e-3)

@@ -2,7 +2,7 @@
 
 The calls are those of its example (`examples/llm_compression/torch/distillation_qat_with_lora`), which wants a GPU, rank 256 and 320
 steps of 32 x 1,024 tokens: the loss is the divergence from the source, adapters learn at the rate given, scales at a tenth of it, and
-what is exported is NNCF's own decompression subgraph. Schedule, clipping, weight decay (none), rank and text are those of our recovery.
+what is exported is NNCF's own decompression subgraph. Schedule, clipping, weight decay (none) and text are those of our recovery.
 """
 
 import time

@@ -1,7 +1,8 @@
 """`make bench PART=recovery`: what recovery wins back of int4, beside NNCF's own and plain fine-tuning.
 
 Work: the demo model at 4 bits, asymmetric, groups of 64, every artifact of the same bytes, scored as in `PART=four_bit` (which nothing
-was calibrated or trained on). All train STEPS optimizer steps of 1,024 tokens of the same packed C4, one seed; rates were not searched:
+was calibrated or trained on). All train STEPS optimizer steps of 1,024 tokens of the same packed C4, one seed. Our rate was chosen of
+two on WikiText-2's validation part (docs/log.md), NNCF's were not searched:
 
     before               rounded to nearest
     GPTQ                 no training; weights of tokens and Hessians from 32 sections of C4
@@ -124,7 +125,9 @@ def _asked(rows: list[str]) -> list[str]:
 
 def _ratios(nats: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
     pairs = [(name, "before") for name in nats if name != "before"]
-    pairs += [("recovery", name) for name in nats if name not in ("recovery", "before") and "18 %" not in name]
+    pairs += [
+        ("recovery", name) for name in nats if name not in ("recovery", "before") and "18 %" not in name
+    ]
     pairs += [("within 18 %, recovered", "within 18 %")]
     found = {}
     for name, other in pairs:

@@ -20,6 +20,7 @@ from tiny_llama import tiny_llama
 import flows.rollout as rollout_module
 from configs.load import ConfigError
 from tasks.adaptation.adapter_parity import AdapterParity
+from tasks.compression.error import CompressionError
 from tasks.engines.protocol import EngineError
 from tasks.quantization import run_off
 from tasks.quantization.fan_out import ScreenJob
@@ -58,6 +59,11 @@ LOG = TrainingLog(
     trainable_parameters=10,
 )  # fmt: skip
 
+RECOVERING = {
+    "candidates": f"{INT8}, {INT4}",
+    "goals": "{max_weights_mib: 0.6}",
+    "more": "adapt: {recovery: {steps: 2}}",
+}
 SAME = AdapterParity(merged_kl_nats=0.0, merged_flip_rate=0.0, exported_kl_nats=0.0, exported_flip_rate=0.0)
 
 
@@ -101,7 +107,9 @@ class World:
         """A sealed folder that says how good the fake engine is that will open it."""
         if engine == "transformers":
             return checkpoint
+        given = None if grids is None else grids.manifest.recipe["noise"]
         noise = NOISE[weights.label] + float(checkpoint.manifest.recipe.get("noise", 0.0))
+        noise = noise if given is None else float(given)  # trained scales are as good as training made them
 
         def write(out: Path) -> None:
             for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
@@ -116,7 +124,7 @@ class World:
                 (out / file.name).write_bytes(file.read_bytes())
 
         noise = {"noise": self.trained_noise, "layers": 2, "step": recipe["step"]}
-        return store.seal(write, kind="checkpoint", parent=parent.digest, recipe=noise), LOG
+        return store.seal(write, kind=kind, parent=parent.digest, recipe=noise), LOG
 
     def merge(self, checkpoint, adapter, out):
         for file in self.model.iterdir():
@@ -139,6 +147,7 @@ class World:
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """Fakes in the places of engines, exports and training; a store and an MLflow of its own."""
     import tasks.adaptation.adapt as adapt
+    import tasks.adaptation.recovered_challenger as recovered
     import tasks.distillation.stage as distillation
     import tasks.profiling.profile as profiling
     import tasks.quantization.search as search
@@ -157,7 +166,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(run_off, "ratios_in_pairs", in_pairs.serve_in_pairs)
     monkeypatch.setattr(search, "check_reloads", lambda workspace, candidates: {})
     monkeypatch.setattr(adapt, "trained", made.train)
-    monkeypatch.setattr(adapt, "rounded_grids", lambda store, checkpoint, *_: checkpoint)
+    monkeypatch.setattr(recovered, "trained", made.train)
+    monkeypatch.setattr(recovered, "rounded_grids", lambda store, checkpoint, *_: checkpoint)
     monkeypatch.setattr(adapt, "merge_adapter", made.merge)
     monkeypatch.setattr(adapt, "check_adapter", lambda *_: SAME)
     monkeypatch.setattr(distillation, "trained", made.train)
@@ -326,13 +336,35 @@ def test_a_judge_that_is_not_calibrated_has_no_vote(world, provider):
 
 
 def test_a_goal_that_only_the_challenger_meets_starts_recovery(world):
-    recovery = "adapt: {recovery: {steps: 2}}"
-    summary = world.run(candidates=f"{INT8}, {INT4}", goals="{max_weights_mib: 0.6}", more=recovery)
+    world.trained_noise = 1.5  # as bad as rounding made it
+    summary = world.run(**RECOVERING)
     adapt = next(stage for stage in summary.stages if stage.stage == "adapt")
-    assert adapt.reason.startswith("recovery")
-    assert adapt.verdict == "FAIL"  # the fake's rounding stays as bad as it was
+    assert adapt.reason.startswith("recovery by GPTQ and trained scales")
+    assert adapt.verdict == "FAIL"
     assert (summary.verdict, summary.exit_code) == ("FAIL", 3)
     assert "max_weights_mib" in summary.reason
+
+
+def test_a_challenger_that_trained_scales_win_back_is_released(world):
+    summary = world.run(**RECOVERING)
+    assert verdicts(summary)["adapt"] == "PASS"
+    assert (summary.verdict, summary.exit_code) == ("PASS", 0)
+    assert summary.release.name == "openvino int4 sym g32 gptq, u8 cache, recovered"
+
+
+def test_a_challenger_that_gptq_cannot_round_is_not_recovered(world, monkeypatch):
+    """What the quantize stage released stands: nothing of it depends on GPTQ."""
+    import tasks.adaptation.recovered_challenger as recovered
+
+    def fails(*_):
+        raise CompressionError("the calibration text has 12 tokens")
+
+    monkeypatch.setattr(recovered, "rounded_grids", fails)
+    summary = world.run(**RECOVERING)
+    adapt = next(stage for stage in summary.stages if stage.stage == "adapt")
+    assert (adapt.verdict, adapt.kept) == ("SKIPPED", False)
+    assert "cannot be recovered: the calibration text has 12 tokens" in adapt.reason
+    assert (summary.verdict, summary.exit_code) == ("FAIL", 3)  # for its goal, which nothing meets
 
 
 def test_distillation_runs_only_while_a_goal_is_missed(world):

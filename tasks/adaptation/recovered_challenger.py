@@ -1,0 +1,96 @@
+"""The adapt stage where a goal is missed: the challenger, which meets all goals but diverges, with trained scales.
+
+A recovered model must preserve the function and meets the whole gate.
+"""
+
+from configs.training import AdaptSettings
+from configs.weights import WeightSettings
+from tasks.adaptation.eight_bit import eight_bit_layers
+from tasks.adaptation.recovery import recover
+from tasks.compression.build import rounded_grids
+from tasks.compression.error import CompressionError
+from tasks.compression.grid import load_grids
+from tasks.compression.openvino_matrices import MODEL_XML
+from tasks.release.autocast import decide_autocast
+from tasks.release.candidate import Candidate
+from tasks.release.judging import judge_candidate, screen_candidate
+from tasks.release.measuring import make_candidate, measure_candidate
+from tasks.release.stage_result import CandidateResult, StageResult
+from tasks.release.workspace import Workspace
+from tasks.store.store import Store
+from tasks.training.sealed import curve_csv, trained, training_metrics
+
+CODE = ("tasks/adaptation", "tasks/compression/grid.py", "tasks/compression/layer_names.py")
+
+
+def recover_challenger(workspace: Workspace, settings: AdaptSettings, challenger: Candidate) -> StageResult:
+    """Train the scales of the challenger's integers, export in its format, judge by the whole gate.
+
+    A challenger that GPTQ did not round is rounded by it first; where it cannot be, nothing is recovered, and the stage says why.
+
+    Raises:
+        TrainingError, EngineError, CompressionError, QualityError, StoreError: the stage cannot be completed.
+    """
+    if settings.recovery is None:
+        raise ValueError("adapt.recovery is not configured")
+    training = decide_autocast(workspace, settings.recovery)
+    texts = tuple(section.text for section in workspace.splits.train)
+    calibration = [section.text for section in workspace.splits.calibration]
+    try:
+        stored_as = grid_format(workspace.store, challenger)
+        start = rounded_grids(
+            workspace.store, workspace.source, challenger.engine.engine, stored_as, calibration
+        )
+    except CompressionError as error:
+        return StageResult.skipped("adapt", f"{challenger.name} cannot be recovered: {error}")
+    recipe = {
+        "step": "recover",
+        "source": workspace.source.digest,
+        "training": training.model_dump(mode="json"),
+    }
+    grids, log = trained(
+        workspace.store, workspace.derived, "grid", start, recipe, texts, training.seed, CODE,
+        lambda out, scratch: recover(workspace.source, load_grids(start.folder), texts, training, out, scratch),
+    )  # fmt: skip
+    candidate = make_candidate(
+        workspace, workspace.source, challenger.engine, stored_as, note=", recovered", grids=grids
+    )
+    measurement = measure_candidate(workspace, candidate)
+    before, after = screen_candidate(workspace, challenger), screen_candidate(workspace, candidate)
+    judged = judge_candidate(workspace, candidate, "preserve")
+    means = "trained scales" if stored_as == challenger.format else "GPTQ and trained scales"
+    nats = f"KL {before['kl_nats']:.4f} -> {after['kl_nats']:.4f} nats on the search split"
+    return StageResult(
+        stage="adapt",
+        verdict=judged.verdict,
+        kept=judged.verdict == "PASS",
+        reason=f"recovery by {means}: {nats}; {judged.reason}",
+        proposal=candidate,
+        measurement=measurement,
+        gate=judged.gate,
+        candidates=(
+            CandidateResult(name=candidate.name, candidate=candidate, measurement=measurement, screen=after),
+        ),
+        samples=judged.samples,
+        provisional=judged.provisional,
+        metrics=judged.metrics
+        | {f"train/{name}": value for name, value in training_metrics("recovery", log).items()},
+        text=judged.text | {"training_recovery.csv": curve_csv(log)},
+    )
+
+
+def grid_format(store: Store, challenger: Candidate) -> WeightSettings:
+    """The challenger's format as one that is built from grids: its own, or GPTQ's where it was rounded in another way.
+
+    Args:
+        store: of its artifact, which says what NNCF kept at 8 bits.
+        challenger: of a format without `recovery_objection`.
+    """
+    stored = challenger.format
+    if stored.is_from_grids:
+        return stored
+    eight = stored.int8_layers
+    if stored.int8_ratio:
+        eight = tuple(sorted(eight_bit_layers(store.open(challenger.artifact).folder / MODEL_XML)))
+    by_gptq = {"calibration": "gptq", "int8_ratio": 0.0, "int8_layers": eight}
+    return WeightSettings.model_validate(stored.model_dump() | by_gptq)
