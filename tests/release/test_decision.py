@@ -75,6 +75,13 @@ OF_GRID = INT4.model_copy(
 )
 
 
+def test_the_challenger_is_one_that_can_be_recovered_where_there_is_any():
+    closer, further = tried(OF_NF4, 0.1), tried(PLAIN, 0.3)
+    goals = Goals(max_weights_mib=100)
+    assert challenger([closer, further], INT8, goals, BASELINE).candidate == PLAIN
+    assert challenger([closer], INT8, goals, BASELINE).candidate == OF_NF4
+
+
 @pytest.mark.parametrize(
     ("settings", "misses", "challenger", "purpose"),
     [
