@@ -81,7 +81,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     # A fresh process would know nothing of the fakes.
     monkeypatch.setattr(search, "check_reloads", lambda workspace, candidates: {})
 
-    def build(store, checkpoint, engine, weights, calibration, *, integer_cache=False):
+    def build(store, checkpoint, engine, weights, calibration, *, integer_cache=False, grids=None):
         def write(out: Path) -> None:
             for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
                 (out / name).write_bytes((checkpoint.folder / name).read_bytes())
