@@ -156,6 +156,11 @@ class WeightSettings(Section):
             return self
         return self.model_copy(update={"calibration": "gptq", "int8_layers": ()})
 
+    def by_gptq(self, int8_layers: tuple[str, ...] = ()) -> "WeightSettings":
+        """The same integers and groups, found by GPTQ; what another way kept at 8 bits has to be named."""
+        changed = {"calibration": "gptq", "int8_ratio": 0.0, "int8_layers": int8_layers}
+        return WeightSettings.model_validate(self.model_dump() | changed)
+
     @property
     def recovery_objection(self) -> str | None:
         """Why training cannot win back what this format loses; None where it can: it trains the scales of integers."""

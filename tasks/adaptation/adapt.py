@@ -33,7 +33,7 @@ from tasks.store.artifact import Artifact
 from tasks.store.digest import code_digest, digest_of
 from tasks.training.log import TrainingLog
 from tasks.training.memory_saving import predicted_mib
-from tasks.training.sealed import curve_csv, trained, training_metrics
+from tasks.training.sealed import curve_csv, peak_metrics, trained, training_metrics
 
 CODE = ("tasks/adaptation",)
 
@@ -87,7 +87,11 @@ def adapt_to_data(workspace: Workspace, settings: AdaptSettings, release: Candid
         for name, value in (
             training_metrics(each.lora.label, each.log)
             | gain_metrics(each.gain, each.lora.label)
-            | _memory_metrics(workspace, each)
+            | peak_metrics(
+                each.lora.label,
+                predicted_mib(workspace.architecture, each.training, each.lora, each.log.saving),
+                each.log,
+            )
         ).items()
     }
     return StageResult(
@@ -174,19 +178,10 @@ def _card(
         data=source_name(workspace),
         data_digest=digest_of(list(texts)),
         documents=len(texts),
-        lora=lora,
+        trained=lora,
         training=training,
         log=log,
     )
-
-
-def _memory_metrics(workspace: Workspace, each: Adapted) -> dict[str, float]:
-    """The closed form of the training's peak beside the measured one."""
-    saving = each.log.saving
-    predicted = predicted_mib(workspace.architecture, each.training, each.lora, saving)
-    error = {"peak_error_fraction": predicted / each.log.peak_mib - 1} if each.log.peak_mib > 0 else {}
-    named = {"predicted_mib": predicted} | error
-    return {f"{each.lora.label}/{name}": value for name, value in named.items()}
 
 
 def _merge(workspace: Workspace, adapter: Artifact) -> Artifact:

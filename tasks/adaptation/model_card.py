@@ -1,4 +1,4 @@
-"""The README.md of an adapter: what it belongs to, what it was trained on and how, by digest.
+"""The README.md of an adapter or of recovered scales: what they belong to, what they were trained on and how, by digest.
 
 Front matter as the Hugging Face hub reads it (https://huggingface.co/docs/hub/model-cards); `base_model` is the name in the recipe.
 """
@@ -6,6 +6,7 @@ Front matter as the Hugging Face hub reads it (https://huggingface.co/docs/hub/m
 import json
 
 from configs.training import LoraSettings, TrainingSettings
+from configs.weights import WeightSettings
 from tasks.training.log import TrainingLog
 
 NAME = "README.md"
@@ -18,7 +19,7 @@ def model_card(
     data: str,
     data_digest: str,
     documents: int,
-    lora: LoraSettings,
+    trained: LoraSettings | WeightSettings,
     training: TrainingSettings,
     log: TrainingLog,
 ) -> str:
@@ -26,27 +27,31 @@ def model_card(
 
     Args:
         model: the base model's name.
-        base_digest: of the checkpoint that the adapter was trained on.
-        data: what `adapt.data` names.
+        base_digest: of the checkpoint that the adapter was trained on, or of the grids whose scales were.
+        data: what the documents come from.
         data_digest: of the documents, in order.
         documents: how many there were.
-        lora: method, rank, scale and targets.
+        trained: an adapter's method, rank, scale and targets, or the format of the integers whose scales learnt.
         training: steps, batch, learning rate, with `autocast` decided.
         log: of the training.
     """
+    is_adapter = isinstance(trained, LoraSettings)
     front = {
         "base_model": model,
-        "library_name": "peft",
+        **({"library_name": "peft"} if is_adapter else {}),
         "pipeline_tag": "text-generation",
-        "tags": [lora.method, "keiryo"],
+        "tags": [trained.method if isinstance(trained, LoraSettings) else "recovery", "keiryo"],
     }
     facts = [
-        ("base checkpoint", f"`{base_digest}`"),
+        ("base checkpoint" if is_adapter else "grids trained from", f"`{base_digest}`"),
         ("training data", f"{data}: {documents} documents, digest `{data_digest}`"),
-        ("method", _settings(lora.model_dump(mode="json"))),
+        ("method" if is_adapter else "format", _settings(trained.model_dump(mode="json"))),
         ("training", _settings(training.model_dump(mode="json"))),
         ("trained", f"{log.steps} steps, {log.tokens} tokens, {log.trainable_parameters} parameters"),
-        ("training loss", f"{log.losses[0]:.4f} to {log.losses[-1]:.4f} nats a token"),
+        (
+            "training loss" if is_adapter else "divergence from the source",
+            f"{log.losses[0]:.4f} to {log.losses[-1]:.4f} nats a token",
+        ),
     ]
     if log.held_out_losses:
         looks = ", ".join(f"{loss:.4f} after {step}" for step, loss in sorted(log.held_out_losses.items()))
@@ -55,9 +60,9 @@ def model_card(
         facts.append(("ended early", log.stopped))
     lines = [f"{name}: {json.dumps(value)}" for name, value in front.items()]
     table = [f"| {name} | {value} |" for name, value in facts]
-    title = f"# {lora.label} adapter of {model}"
+    title = f"# {trained.label} {'adapter of' if is_adapter else 'with recovered scales, of'} {model}"
     note = (
-        "Trained by Keiryo. Whether it may be released was judged on the artifact that is served, not on this adapter: see the "
+        "Trained by Keiryo. Whether it may be released was judged on the artifact that is served, not on this: see the "
         "rollout's report. Licence and limits are those of the base model and of the data."
     )
     return "\n".join(["---", *lines, "---", "", title, "", note, "", "| | |", "|---|---|", *table, ""])

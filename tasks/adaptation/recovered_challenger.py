@@ -6,20 +6,25 @@ A recovered model must preserve the function and meets the whole gate.
 from configs.training import AdaptSettings
 from configs.weights import WeightSettings
 from tasks.adaptation.eight_bit import eight_bit_layers
+from tasks.adaptation.model_card import model_card
 from tasks.adaptation.recovery import recover
 from tasks.compression.build import rounded_grids
 from tasks.compression.error import CompressionError
-from tasks.compression.grid import load_grids
 from tasks.compression.openvino_matrices import MODEL_XML
+from tasks.profiling.training_memory import TrainedScales
 from tasks.release.autocast import decide_autocast
 from tasks.release.candidate import Candidate
 from tasks.release.judging import judge_candidate, screen_candidate
 from tasks.release.measuring import make_candidate, measure_candidate
 from tasks.release.stage_result import CandidateResult, StageResult
+from tasks.release.training_data import search_texts
 from tasks.release.workspace import Workspace
+from tasks.store.digest import digest_of
 from tasks.store.store import Store
-from tasks.training.sealed import curve_csv, trained, training_metrics
+from tasks.training.memory_saving import predicted_mib
+from tasks.training.sealed import curve_csv, peak_metrics, trained, training_metrics
 
+CARD = "recovered_scales.md"
 CODE = ("tasks/adaptation", "tasks/compression/grid.py", "tasks/compression/layer_names.py")
 
 
@@ -34,7 +39,7 @@ def recover_challenger(workspace: Workspace, settings: AdaptSettings, challenger
     if settings.recovery is None:
         raise ValueError("adapt.recovery is not configured")
     training = decide_autocast(workspace, settings.recovery)
-    texts = tuple(section.text for section in workspace.splits.train)
+    texts, held_out = tuple(section.text for section in workspace.splits.train), search_texts(workspace)
     calibration = [section.text for section in workspace.splits.calibration]
     try:
         stored_as = grid_format(workspace.store, challenger)
@@ -47,11 +52,27 @@ def recover_challenger(workspace: Workspace, settings: AdaptSettings, challenger
         "step": "recover",
         "source": workspace.source.digest,
         "training": training.model_dump(mode="json"),
+        "held_out": digest_of(list(held_out)),
+        "max_memory_mib": settings.max_memory_mib,
     }
     grids, log = trained(
         workspace.store, workspace.derived, "grid", start, recipe, texts, training.seed, CODE,
-        lambda out, scratch: recover(workspace.source, load_grids(start.folder), texts, training, out, scratch),
+        lambda out, scratch: recover(
+            workspace.source, start.folder, texts, training, out, scratch, held_out, settings.max_memory_mib
+        ),
     )  # fmt: skip
+    scales = TrainedScales(log.trainable_parameters)
+    predicted = predicted_mib(workspace.architecture, training, scales, log.saving)
+    card = model_card(
+        model=workspace.config.model.name,
+        base_digest=start.digest,
+        data="the train part of quality.text",
+        data_digest=digest_of(list(texts)),
+        documents=len(texts),
+        trained=stored_as,
+        training=training,
+        log=log,
+    )
     candidate = make_candidate(
         workspace, workspace.source, challenger.engine, stored_as, note=", recovered", grids=grids
     )
@@ -74,8 +95,13 @@ def recover_challenger(workspace: Workspace, settings: AdaptSettings, challenger
         samples=judged.samples,
         provisional=judged.provisional,
         metrics=judged.metrics
-        | {f"train/{name}": value for name, value in training_metrics("recovery", log).items()},
-        text=judged.text | {"training_recovery.csv": curve_csv(log)},
+        | {
+            f"train/{name}": value
+            for name, value in (
+                training_metrics("recovery", log) | peak_metrics("recovery", predicted, log)
+            ).items()
+        },
+        text=judged.text | {"training_recovery.csv": curve_csv(log), CARD: card},
     )
 
 
@@ -92,5 +118,4 @@ def grid_format(store: Store, challenger: Candidate) -> WeightSettings:
     eight = stored.int8_layers
     if stored.int8_ratio:
         eight = tuple(sorted(eight_bit_layers(store.open(challenger.artifact).folder / MODEL_XML)))
-    by_gptq = {"calibration": "gptq", "int8_ratio": 0.0, "int8_layers": eight}
-    return WeightSettings.model_validate(stored.model_dump() | by_gptq)
+    return stored.by_gptq(eight)

@@ -24,15 +24,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.training import TrainingSettings
-from tasks.compression.grid import Grid, save_grids
+from tasks.compression.grid import Grid, load_grids, save_grids, scale_count
 from tasks.compression.layer_names import check_layers_exist
+from tasks.models.checkpoint import read_architecture
+from tasks.profiling.training_memory import TrainedScales
 from tasks.store.artifact import Artifact
 from tasks.training.checkpoint import head_weight, last_hidden, load_model, load_tokenizer
 from tasks.training.device import training_memory
 from tasks.training.log import TrainingLog
 from tasks.training.loop import train
 from tasks.training.losses import distillation, mean_loss
-from tasks.training.packing import pack
+from tasks.training.memory_saving import RECOMPUTED, choose_saving, giving_back, with_saving
+from tasks.training.packing import pack, pack_held_out
 
 
 class GridLinear(nn.Module):
@@ -42,9 +45,10 @@ class GridLinear(nn.Module):
     zeros_NG1: Tensor
     scales_NG1: Tensor
 
-    def __init__(self, linear: nn.Linear, grid: Grid) -> None:
+    def __init__(self, linear: nn.Linear, grid: Grid, teacher: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.weight, self.bias = linear.weight.requires_grad_(False), linear.bias
+        self.weight = nn.Parameter(linear.weight.detach().to(teacher), requires_grad=False)
+        self.bias = linear.bias
         if self.bias is not None:
             self.bias.requires_grad_(False)
         self.grid, self.is_teacher = grid, False
@@ -79,11 +83,13 @@ class GridLinear(nn.Module):
 
 def recover(
     checkpoint: Artifact,
-    grids: Mapping[str, Grid],
+    start: Path,
     texts: Sequence[str],
     training: TrainingSettings,
     out: Path,
     scratch: Path,
+    held_out: Sequence[str] = (),
+    max_mib: float | None = None,
 ) -> TrainingLog:
     """Train the scales of a rounded checkpoint and write its grids with the new ones.
 
@@ -91,34 +97,61 @@ def recover(
 
     Args:
         checkpoint: the source model, which is the teacher too.
-        grids: of its linear layers, by name.
+        start: folder with the grids of its linear layers.
         texts: documents.
         training: steps, batch; the learning rate is that of a scale's relative change.
         out: existing empty folder for the grids.
         scratch: see `tasks.training.loop.train`.
+        held_out: documents that are not trained on; the scales with the least divergence on them are kept, the first ones if need be.
+        max_mib: most that training may add to the process's memory; None: the fastest way.
 
     Raises:
-        CompressionError: a grid is of no layer of the checkpoint.
-        TrainingError: training diverged, or there is no grid.
+        CompressionError: a grid is of no layer of the checkpoint, or there is none.
+        TrainingError: a limit that nothing fits into, or training diverged.
     """
+    tokenizer = load_tokenizer(checkpoint.folder)
     text = pack(
         texts,
-        load_tokenizer(checkpoint.folder),
+        tokenizer,
         training.sequence_tokens,
         training.steps * training.batch_sequences,
         training.seed,
     )
-    with training_memory() as memory:
+    watched = pack_held_out(held_out, tokenizer, training.sequence_tokens)
+    saving = choose_saving(read_architecture(checkpoint), training, scales_of(start), max_mib)
+    training = with_saving(training, saving)
+    with giving_back(saving), training_memory() as memory:
         model = load_model(checkpoint.folder, torch.float32)
-        layers = use_grids(model, grids)
-        log = train(model, text, training, _divergence_from_source(list(layers.values())), scratch, memory)
+        # Autocast would cast a frozen weight anew in every step.
+        teacher = torch.bfloat16 if training.autocast == "bf16" else torch.float32
+        layers = use_grids(model, load_grids(start), teacher)
+        if saving in RECOMPUTED:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        loss = _divergence_from_source(list(layers.values()))
+        log = train(model, text, training, loss, scratch, memory, watched)
     save_grids({name: layer.trained() for name, layer in layers.items()}, out)
     shutil.rmtree(scratch, ignore_errors=True)
-    return log
+    return log.model_copy(update={"saving": saving})
 
 
-def use_grids(model: Any, grids: Mapping[str, Grid]) -> dict[str, GridLinear]:
+def scales_of(grids: Path) -> TrainedScales:
+    """How many scales a folder of grids has; their integers are not read.
+
+    Raises:
+        CompressionError: the folder holds none.
+    """
+    return TrainedScales(scale_count(grids))
+
+
+def use_grids(
+    model: Any, grids: Mapping[str, Grid], teacher: torch.dtype = torch.float32
+) -> dict[str, GridLinear]:
     """Replace linear layers by their grids, by name; everything but the changes of scales is frozen.
+
+    Args:
+        model: of transformers.
+        grids: by the names of its linear layers.
+        teacher: type that the layers' own weights are held in.
 
     Raises:
         CompressionError: a grid is of no linear layer.
@@ -126,9 +159,16 @@ def use_grids(model: Any, grids: Mapping[str, Grid]) -> dict[str, GridLinear]:
     model.requires_grad_(False)
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     check_layers_exist("a grid", grids, linears)
-    layers = {name: GridLinear(linears[name], grid) for name, grid in grids.items()}
-    for name, layer in layers.items():
-        model.set_submodule(name, layer)
+    layers = {}
+    for name, grid in grids.items():
+        layers[name] = GridLinear(linears.pop(name), grid, teacher)
+        model.set_submodule(name, layers[name])
+    if teacher != torch.float32:
+        for other in model.parameters():
+            if other.dtype == torch.float32 and not other.requires_grad:
+                other.data = (
+                    other.data.clone()
+                )  # else it keeps the mapped file, with the layers' weights as they were
     return layers
 
 

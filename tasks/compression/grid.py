@@ -4,6 +4,7 @@ What computes grids (rounding to nearest, GPTQ, ...) knows no engine; what write
 rounding is served alike by every engine.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,19 @@ def save_grids(grids: Mapping[str, Grid], folder: Path) -> None:
     save_file(arrays, folder / GRID_FILE)
 
 
+def scale_count(folder: Path) -> int:
+    """Scales of all grids that `save_grids` wrote; the file's header is read alone.
+
+    Raises:
+        CompressionError: the folder holds none.
+    """
+    from safetensors import safe_open
+
+    with safe_open(_grid_file(folder), framework="numpy") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    return sum(math.prod(shape) for name, shape in shapes.items() if name.endswith(".scales"))
+
+
 def load_grids(folder: Path) -> dict[str, Grid]:
     """The grids that `save_grids` wrote.
 
@@ -92,10 +106,7 @@ def load_grids(folder: Path) -> dict[str, Grid]:
     """
     from safetensors.numpy import load_file
 
-    path = folder / GRID_FILE
-    if not path.is_file():
-        raise CompressionError(f"{folder.name} holds no {GRID_FILE}; build the grids first")
-    arrays = load_file(path)
+    arrays = load_file(_grid_file(folder))
     grids = {}
     for key in arrays:
         layer, bits, part = key.rsplit(".", 2)
@@ -103,3 +114,10 @@ def load_grids(folder: Path) -> dict[str, Grid]:
             parts = {name: arrays.get(f"{layer}.{bits}.{name}") for name in _PARTS}
             grids[layer] = Grid(bits=int(bits), **parts)
     return grids
+
+
+def _grid_file(folder: Path) -> Path:
+    path = folder / GRID_FILE
+    if not path.is_file():
+        raise CompressionError(f"{folder.name} holds no {GRID_FILE}; build the grids first")
+    return path

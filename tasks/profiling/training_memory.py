@@ -1,5 +1,8 @@
 """The memory that training takes, in closed form."""
 
+from collections.abc import Collection
+from dataclasses import dataclass
+
 from configs.training import LoraSettings, TrainingSettings
 from tasks.models.checkpoint import Architecture
 from tasks.profiling.matrices import Matrix, layer_names, linear_matrices
@@ -12,20 +15,38 @@ NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 _STATE_BITS = {32: 32.0, 8: 8 + 32 / 256}
 """Bits a moment: in 8 bits, blocks of 256 share a scale."""
 
+_GRID_BYTES = 2 + 1 + 4 + 4
+"""Of a frozen scale and its zero point: as they are stored, and in f32."""
+
+_LOGITS, _DISTILLED_LOGITS = 3, 7
+"""Copies of a chunk of logits, f32: of cross-entropy; of a divergence, which has a teacher's and both logarithms."""
+
 CHUNK_TOKENS = 128
 """Tokens whose logits exist at once in our losses (`tasks.training.losses`): 24 MiB of float32 at V = 49,152."""
+
+
+@dataclass(frozen=True)
+class TrainedScales:
+    """What recovery trains: the scales of the integers of all linear layers.
+
+    Attributes:
+        count: of the scales.
+    """
+
+    count: int
+    label = "recovery"
 
 
 class TrainingBudget(Record):
     """Predicted memory of training, bytes.
 
     Attributes:
-        base_bytes: the frozen weights; 0 where everything is trained.
+        base_bytes: the frozen weights, and integers, scales and zero points where scales are trained; 0 where everything is trained.
         trained_bytes: the trained weights, f32.
         gradients_bytes: their gradients, f32.
         optimizer_bytes: AdamW's two moments, f32 or 8 bits.
         activations_bytes: what the backward pass needs, and one chunk of logits.
-        total_bytes: the sum: the predicted peak.
+        total_bytes: the sum, or what loading takes where that is more: the predicted peak.
     """
 
     base_bytes: int
@@ -55,62 +76,118 @@ def lora_parameters(architecture: Architecture, lora: LoraSettings) -> int:
     return sum(lora.rank * (matrix.inputs + matrix.outputs) for matrix in adapted) + magnitudes
 
 
+def trained_scales(
+    architecture: Architecture, group_size: int, channel_layers: Collection[str] = ()
+) -> TrainedScales:
+    """Scales of a model's linear layers: one for each group of inputs of every output.
+
+    Args:
+        architecture: of the model.
+        group_size: inputs that share a scale; -1: all of a channel.
+        channel_layers: whole names of layers with one scale a channel all the same.
+    """
+    matrices = {matrix.name: matrix for matrix in linear_matrices(architecture)}
+    count = 0
+    for name in layer_names(architecture):
+        matrix = matrices[name.rsplit(".", 1)[-1]]
+        is_per_channel = group_size == -1 or name in channel_layers
+        count += matrix.outputs * (1 if is_per_channel else matrix.inputs // group_size)
+    return TrainedScales(count)
+
+
 def training_budget(
     architecture: Architecture,
     training: TrainingSettings,
-    lora: LoraSettings | None,
+    trained: LoraSettings | TrainedScales | None,
     *,
     logit_tokens: int,
     recomputed: bool = False,
 ) -> TrainingBudget:
-    """Predict the peak of training an adapter on a frozen base, or all weights without `lora`.
+    """Predict the peak of training an adapter, or scales, on a frozen base, or all weights.
 
     Args:
         architecture: of the model that is trained.
         training: batch, sequence length and autocast.
-        lora: the adapter; None: every parameter is trained.
+        trained: the adapter or the scales; None: every parameter.
         logit_tokens: tokens whose logits exist at once: the chunk of the loss, or the whole batch.
         recomputed: activations are computed again (gradient checkpointing): of every layer but one, its input alone is kept.
 
     Raises:
         ValueError: a target that this decoder does not have.
     """
-    trained = architecture.parameters if lora is None else lora_parameters(architecture, lora)
+    count = trained_parameters(architecture, trained)
     parts = {
-        "base_bytes": 0 if lora is None else _base_bytes(architecture, training, lora),
-        "trained_bytes": 4 * trained,
-        "gradients_bytes": 4 * trained,
-        "optimizer_bytes": plain_bytes(2 * trained, _STATE_BITS[training.optimizer_bits]),
-        "activations_bytes": _activations_bytes(architecture, training, lora, logit_tokens, recomputed),
+        "base_bytes": _base_bytes(architecture, training, trained),
+        "trained_bytes": 4 * count,
+        "gradients_bytes": 4 * count,
+        "optimizer_bytes": plain_bytes(2 * count, _STATE_BITS[training.optimizer_bits]),
+        "activations_bytes": _activations_bytes(architecture, training, trained, logit_tokens, recomputed),
     }
-    return TrainingBudget(**parts, total_bytes=sum(parts.values()))
+    total = max(sum(parts.values()), _loading_bytes(architecture, training, trained))
+    return TrainingBudget(**parts, total_bytes=total)
 
 
-def _base_bytes(architecture: Architecture, training: TrainingSettings, lora: LoraSettings) -> int:
-    """The frozen base in the type of the arithmetic; QLoRA holds its linear layers in NF4."""
+def trained_parameters(architecture: Architecture, trained: LoraSettings | TrainedScales | None) -> int:
+    """Values that the optimizer moves.
+
+    Raises:
+        ValueError: a target that this decoder does not have.
+    """
+    if trained is None:
+        return architecture.parameters
+    return trained.count if isinstance(trained, TrainedScales) else lora_parameters(architecture, trained)
+
+
+def _base_bytes(
+    architecture: Architecture, training: TrainingSettings, trained: LoraSettings | TrainedScales | None
+) -> int:
+    """An adapter's base in the type of the arithmetic, QLoRA's linear layers in NF4.
+
+    Recovery's linear layers have the teacher's weights in that type, and integers beside them; all else is in f32.
+    """
+    if trained is None:
+        return 0
+    linear = sum(matrix.elements for matrix in linear_matrices(architecture))
+    if isinstance(trained, TrainedScales):
+        teacher = (2 if training.autocast == "bf16" else 4) * linear
+        return teacher + 4 * (architecture.parameters - linear) + linear + _GRID_BYTES * trained.count
     bits = 16 if training.autocast == "bf16" else 32
-    linear = sum(matrix.elements for matrix in linear_matrices(architecture)) if lora.method == "qlora" else 0
+    linear = linear if trained.method == "qlora" else 0
     return plain_bytes(linear, NF4_BITS) + plain_bytes(architecture.parameters - linear, bits)
+
+
+def _loading_bytes(
+    architecture: Architecture, training: TrainingSettings, trained: LoraSettings | TrainedScales | None
+) -> int:
+    """Recovery reads all weights in f32 beside its integers; those of an f32 checkpoint stay mapped until all are copied."""
+    if not isinstance(trained, TrainedScales):
+        return 0
+    linear = sum(matrix.elements for matrix in linear_matrices(architecture))
+    loaded = 4 * architecture.parameters + linear + _GRID_BYTES * trained.count
+    is_copied = training.autocast == "bf16" and architecture.dtype == "F32"
+    return loaded + (2 * linear + 4 * (architecture.parameters - linear) if is_copied else 0)
 
 
 def _activations_bytes(
     architecture: Architecture,
     training: TrainingSettings,
-    lora: LoraSettings | None,
+    trained: LoraSettings | TrainedScales | None,
     logit_tokens: int,
     recomputed: bool,
 ) -> int:
-    """Values kept for the backward pass, and three copies of a chunk of logits.
+    """Values kept for the backward pass, and copies of a chunk of logits.
 
     A layer keeps, for each token: both norms' inputs in f32; the inputs of its linear layers, which peft copies for each of its own
     where the arithmetic is not f32; queries, keys and values after the rotary embedding, the latter two repeated for their queries,
     and the attention output; gate, up and the activated gate. Packed sequences add a mask. DoRA keeps the two outputs of every layer
-    that it scales, and what the norm of its weights is taken of.
+    that it scales, and what the norm of its weights is taken of. Trained scales keep the weights that were computed with them; their
+    inputs are copied by autocast for each linear layer, and so is the head, once for the teacher and once for the student.
     """
     element_bytes = 2 if training.autocast == "bf16" else 4
     tokens = training.batch_sequences * training.sequence_tokens
     hidden, intermediate = architecture.hidden, architecture.intermediate
-    adapted = [] if lora is None else _adapted_in_a_layer(architecture, lora)
+    of_scales = isinstance(trained, TrainedScales)
+    adapted = [] if trained is None else _trained_in_a_layer(architecture, trained)
     inputs = 2 * hidden + intermediate
     if element_bytes == 2 and adapted:
         inputs = sum(each.inputs for each in adapted)
@@ -118,15 +195,21 @@ def _activations_bytes(
     layer = (
         tokens * (2 * hidden * 4 + kept * element_bytes) + tokens * training.sequence_tokens * element_bytes
     )
-    if lora is not None and lora.method == "dora":
+    if isinstance(trained, LoraSettings) and trained.method == "dora":
         layer += sum(2 * tokens * each.outputs * element_bytes + 4 * each.inputs**2 for each in adapted)
+    if of_scales:
+        layer += element_bytes * sum(each.outputs * each.inputs for each in adapted)
     layers = layer if recomputed else architecture.layers * layer
-    starts = architecture.layers * tokens * hidden * element_bytes if recomputed else 0
-    return layers + starts + 3 * logit_tokens * architecture.vocabulary * 4
+    starts = architecture.layers * tokens * hidden * (4 if of_scales else element_bytes) if recomputed else 0
+    heads = 2 * 2 * architecture.vocabulary * hidden if of_scales and element_bytes == 2 else 0
+    logits = (_DISTILLED_LOGITS if of_scales else _LOGITS) * logit_tokens * architecture.vocabulary * 4
+    return layers + starts + heads + logits
 
 
-def _adapted_in_a_layer(architecture: Architecture, lora: LoraSettings) -> list[Matrix]:
-    """On average, where not all layers are adapted alike: matrices of the first adapted ones."""
+def _trained_in_a_layer(architecture: Architecture, trained: LoraSettings | TrainedScales) -> list[Matrix]:
+    """On average, where not all layers are adapted alike: matrices of the first adapted ones; scales are of all."""
     matrices = {matrix.name: matrix for matrix in linear_matrices(architecture)}
-    names = [name for name in layer_names(architecture) if lora.adapts(name)]
+    if isinstance(trained, TrainedScales):
+        return list(matrices.values())
+    names = [name for name in layer_names(architecture) if trained.adapts(name)]
     return [matrices[name.rsplit(".", 1)[-1]] for name in names[: len(names) // architecture.layers]]

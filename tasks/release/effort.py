@@ -22,8 +22,10 @@ def disk_bytes(workspace: Workspace) -> int:
     full_precision = 4 * architecture.parameters
     declared = config.quantize.declared if config.quantize else ()
     trained = len(config.adapt.methods) if config.adapt and config.adapt.data else 0
+    recovered = config.adapt is not None and config.adapt.recovery is not None
     return (
         2 * full_precision * (1 + trained)
+        + recovered * 2 * architecture.parameters  # a byte an integer, before and after
         + sum(
             weight_bytes(architecture, *stored)
             for stored in {(each.weights, each.engine) for each in declared}
@@ -47,6 +49,10 @@ def rollout_seconds(workspace: Workspace) -> float:
         if config.adapt and training
         else 0
     )
+    recovery = config.adapt.recovery if config.adapt else None
+    recovered = (
+        recovery.steps * recovery.batch_sequences * recovery.sequence_tokens if recovery is not None else 0
+    )
     scored = gate * (2 + (training is not None)) + search * (candidates + 1)
     requests = config.requests
     served = (
@@ -57,7 +63,7 @@ def rollout_seconds(workspace: Workspace) -> float:
         SECONDS_FIXED
         + candidates * SECONDS_A_CANDIDATE
         + scored * token_s
-        + 3 * trained * token_s
+        + (3 * trained + 4 * recovered) * token_s  # recovery has a teacher
         + 2 * served * source_token_s
     )
 

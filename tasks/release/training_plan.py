@@ -1,7 +1,11 @@
-"""What training the adapters of a recipe takes, before anything runs; a limit that nothing fits into is told then."""
+"""What the training of a recipe's adapt stage takes, before anything runs; a limit that nothing fits into is told then."""
 
+from configs.engine import EngineName
 from configs.load import ConfigError
-from tasks.profiling.training_memory import lora_parameters
+from configs.training import AdaptSettings, LoraSettings, TrainingSettings
+from configs.weights import WeightSettings
+from tasks.profiling.build_memory import build_phases, peak_bytes, text_tokens
+from tasks.profiling.training_memory import TrainedScales, trained_parameters, trained_scales
 from tasks.release.autocast import decide_autocast
 from tasks.release.workspace import Workspace
 from tasks.store.record import Record
@@ -9,16 +13,19 @@ from tasks.training.error import TrainingError
 from tasks.training.log import Saving
 from tasks.training.memory_saving import choose_saving, predicted_mib
 
+ROUNDING = "GPTQ before recovery"
+_MIB = 2**20
+
 
 class TrainingNeed(Record):
-    """One adapter.
+    """One adapter, recovery, or the rounding that recovery starts from.
 
     Attributes:
         method: its label.
         arithmetic: f32 or bf16.
-        trained_parameters: values that are trained.
+        trained_parameters: values that are trained; of recovery in the declared format that has most.
         saving: what is done to save memory.
-        peak_mib: most that training adds to the process, by closed form.
+        peak_mib: most that it adds to the process, by closed form.
     """
 
     method: str
@@ -29,28 +36,71 @@ class TrainingNeed(Record):
 
 
 def training_needs(workspace: Workspace) -> tuple[TrainingNeed, ...]:
-    """Of every adapter that is trained on data.
+    """Of every adapter that is trained on data, and of recovery, whose challenger is not known yet: at most.
 
     Raises:
         ConfigError: one does not fit into `adapt.max_memory_mib`, or has a target that this decoder does not have.
     """
-    settings, architecture = workspace.config.adapt, workspace.architecture
-    if settings is None or settings.data is None:
+    settings = workspace.config.adapt
+    if settings is None:
         return ()
-    training = decide_autocast(workspace, settings.training)
     found = []
-    for number, lora in enumerate(settings.methods):
-        try:
-            saving = choose_saving(architecture, training, lora, settings.max_memory_mib)
-            trained = lora_parameters(architecture, lora)
-        except (TrainingError, ValueError) as error:
-            raise ConfigError(f"adapt.methods.{number}: {error}") from error
-        need = TrainingNeed(
-            method=lora.label,
-            arithmetic="bf16" if training.autocast == "bf16" else "f32",
-            trained_parameters=trained,
-            saving=saving,
-            peak_mib=predicted_mib(architecture, training, lora, saving),
+    if settings.data is not None:
+        training = decide_autocast(workspace, settings.training)
+        for number, lora in enumerate(settings.methods):
+            found.append(_need(workspace, settings, f"methods.{number}", training, lora))
+    return (*found, *_recovery(workspace, settings))
+
+
+def _recovery(workspace: Workspace, settings: AdaptSettings) -> tuple[TrainingNeed, ...]:
+    quantize, architecture = workspace.config.quantize, workspace.architecture
+    formats = {
+        (each.engine, each.weights)
+        for each in (quantize.declared if quantize else ())
+        if each.weights.recovery_objection is None
+    }
+    if settings.recovery is None or not formats:
+        return ()
+    scales = max(
+        (trained_scales(architecture, weights.group_size) for _, weights in formats),
+        key=lambda each: each.count,
+    )
+    training = decide_autocast(workspace, settings.recovery)
+    needs = [_need(workspace, settings, "recovery", training, scales)]
+    rounded = [(engine, weights.by_gptq()) for engine, weights in formats if not weights.is_from_grids]
+    if rounded:
+        peak = max(_rounding_bytes(workspace, engine, weights) for engine, weights in rounded)
+        rounding = TrainingNeed(
+            method=ROUNDING, arithmetic="f32", trained_parameters=0, saving="none", peak_mib=peak / _MIB
         )
-        found.append(need)
-    return tuple(found)
+        needs.insert(0, rounding)
+    return tuple(needs)
+
+
+def _rounding_bytes(workspace: Workspace, engine: EngineName, weights: WeightSettings) -> int:
+    sections = workspace.splits.calibration[: weights.calibration_samples]
+    tokens = text_tokens([section.text for section in sections])
+    phases = build_phases(workspace.architecture, engine, weights, calibration_tokens=tokens)
+    return peak_bytes(tuple(phase for phase in phases if phase.name in ("importance", "grids")))
+
+
+def _need(
+    workspace: Workspace,
+    settings: AdaptSettings,
+    section: str,
+    training: TrainingSettings,
+    trained: LoraSettings | TrainedScales,
+) -> TrainingNeed:
+    architecture = workspace.architecture
+    try:
+        saving = choose_saving(architecture, training, trained, settings.max_memory_mib)
+        count = trained_parameters(architecture, trained)
+    except (TrainingError, ValueError) as error:
+        raise ConfigError(f"adapt.{section}: {error}") from error
+    return TrainingNeed(
+        method=trained.label,
+        arithmetic="bf16" if training.autocast == "bf16" else "f32",
+        trained_parameters=count,
+        saving=saving,
+        peak_mib=predicted_mib(architecture, training, trained, saving),
+    )

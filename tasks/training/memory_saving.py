@@ -20,13 +20,13 @@ from contextlib import contextmanager
 
 from configs.training import LoraSettings, TrainingSettings
 from tasks.models.checkpoint import Architecture
-from tasks.profiling.training_memory import CHUNK_TOKENS, training_budget
+from tasks.profiling.training_memory import CHUNK_TOKENS, TrainedScales, training_budget
 from tasks.training.device import training_device
 from tasks.training.error import TrainingError
 from tasks.training.log import Saving
 
-FRAGMENTED = 1.6
-"""Growth over what is in use where nothing is given back: 1.55 to 1.62 measured."""
+FRAGMENTED, SCALES_FRAGMENTED = 1.6, 1.27
+"""Growth over what is in use where nothing is given back: 1.55 to 1.62 measured of adapters, 1.27 of trained scales (f32, bf16)."""
 
 RECOMPUTED: tuple[Saving, ...] = ("checkpointing", "low_bit_states")
 """Ways that compute activations again."""
@@ -37,14 +37,17 @@ _USUAL_BYTES = 32 << 20  # where glibc's own threshold ends up once large blocks
 
 
 def choose_saving(
-    architecture: Architecture, training: TrainingSettings, lora: LoraSettings, max_mib: float | None
+    architecture: Architecture,
+    training: TrainingSettings,
+    trained: LoraSettings | TrainedScales,
+    max_mib: float | None,
 ) -> Saving:
-    """The fastest way to train an adapter that fits.
+    """The fastest way to train an adapter or scales that fits.
 
     Args:
         architecture: of the model.
         training: batch, sequence length, `autocast` decided.
-        lora: the adapter.
+        trained: the adapter or the scales.
         max_mib: most that training may add to the process; None: no limit.
 
     Raises:
@@ -52,29 +55,34 @@ def choose_saving(
     """
     if max_mib is None:
         return "none"
-    needed = {saving: predicted_mib(architecture, training, lora, saving) for saving in _ways()}
+    needed = {saving: predicted_mib(architecture, training, trained, saving) for saving in _ways()}
     for saving, mib in needed.items():
         if mib <= max_mib:
             return saving
+    section = "recovery" if isinstance(trained, TrainedScales) else "training"
     raise TrainingError(
-        f"adapt.max_memory_mib is {max_mib:.0f}: {lora.label} on {training.batch_sequences} x {training.sequence_tokens} tokens takes "
-        f"{min(needed.values()):.0f} MiB at least, activations computed again and optimizer states of 8 bits; raise it, or lower "
-        "adapt.training.batch_sequences or sequence_tokens"
+        f"adapt.max_memory_mib is {max_mib:.0f}: {trained.label} on {training.batch_sequences} x {training.sequence_tokens} tokens "
+        f"takes {min(needed.values()):.0f} MiB at least, activations computed again and optimizer states of 8 bits; raise it, or lower "
+        f"adapt.{section}.batch_sequences or sequence_tokens"
     )
 
 
 def predicted_mib(
-    architecture: Architecture, training: TrainingSettings, lora: LoraSettings, saving: Saving
+    architecture: Architecture,
+    training: TrainingSettings,
+    trained: LoraSettings | TrainedScales,
+    saving: Saving,
 ) -> float:
-    """Peak growth of the process, MiB, by closed form; without saving, times FRAGMENTED on glibc."""
+    """Peak growth of the process, MiB, by closed form; without saving, times what glibc leaves in holes."""
     budget = training_budget(
         architecture,
         with_saving(training, saving),
-        lora,
+        trained,
         logit_tokens=CHUNK_TOKENS,
         recomputed=saving in RECOMPUTED,
     )
-    return budget.total_bytes / 2**20 * (FRAGMENTED if saving == "none" and _glibc() else 1.0)
+    fragmented = SCALES_FRAGMENTED if isinstance(trained, TrainedScales) else FRAGMENTED
+    return budget.total_bytes / 2**20 * (fragmented if saving == "none" and _glibc() else 1.0)
 
 
 def with_saving(training: TrainingSettings, saving: Saving) -> TrainingSettings:

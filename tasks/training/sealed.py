@@ -76,6 +76,12 @@ def training_metrics(prefix: str, log: TrainingLog) -> dict[str, float]:
     }
 
 
+def peak_metrics(prefix: str, predicted_mib: float, log: TrainingLog) -> dict[str, float]:
+    """The closed form of a training's peak beside the measured one (`{prefix}/peak_mib`)."""
+    error = {f"{prefix}/peak_error_fraction": predicted_mib / log.peak_mib - 1} if log.peak_mib > 0 else {}
+    return {f"{prefix}/predicted_mib": predicted_mib} | error
+
+
 def curve_csv(log: TrainingLog) -> str:
     """Loss and learning rate of every step, as CSV."""
     rows = [

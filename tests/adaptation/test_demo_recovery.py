@@ -44,12 +44,12 @@ def test_twelve_steps_lower_the_divergence_of_int4(
         return total / sum(ids.numel() for ids in inputs)
 
     calibration = [section.text for section in splits.calibration]
-    grids = load_grids(rounded_grids(shared_store, demo_checkpoint, "openvino", INT4, calibration).folder)
+    start = rounded_grids(shared_store, demo_checkpoint, "openvino", INT4, calibration).folder
     texts = [section.text for section in splits.train]
-    log = recover(demo_checkpoint, grids, texts, TRAINING, tmp_path, tmp_path / "scratch")
+    log = recover(demo_checkpoint, start, texts, TRAINING, tmp_path, tmp_path / "scratch")
 
     teacher = logits({})
-    before, after = kl(logits(grids), teacher), kl(logits(load_grids(tmp_path)), teacher)
+    before, after = kl(logits(load_grids(start)), teacher), kl(logits(load_grids(tmp_path)), teacher)
     print(f"KL {before:.4f} -> {after:.4f} nats, {log.tokens_per_s:.0f} tokens/s, {log.peak_mib:.0f} MiB")
     assert after < 0.98 * before
     assert log.peak_mib < 2.5 * 1024

@@ -1,6 +1,7 @@
 """The card says what was trained on what, in a form that the hub and peft read."""
 
 from configs.training import LoraSettings, TrainingSettings
+from configs.weights import WeightSettings
 from tasks.adaptation.model_card import model_card
 from tasks.training.log import TrainingLog
 
@@ -10,15 +11,18 @@ LOG = TrainingLog(
 )  # fmt: skip
 
 
-def card(**changes: object) -> str:
-    lora = LoraSettings(method="dora", rank=8, target_modules=r".*\.(q|v)_proj")
+LORA = LoraSettings(method="dora", rank=8, target_modules=r".*\.(q|v)_proj")
+INT4 = WeightSettings(bits=4, symmetric=False, group_size=64, calibration="gptq")
+
+
+def card(trained: LoraSettings | WeightSettings = LORA, **changes: object) -> str:
     return model_card(
         model="tiny",
         base_digest="a" * 64,
         data="rows.jsonl",
         data_digest="b" * 64,
         documents=3,
-        lora=lora,
+        trained=trained,
         training=TrainingSettings(steps=4, autocast="none"),
         log=LOG.model_copy(update=changes),
     )
@@ -45,3 +49,14 @@ def test_data_base_settings_and_losses_are_named() -> None:
 def test_an_early_end_is_told_and_no_held_out_text_is_no_row() -> None:
     assert "| ended early | the loss rose |" in card(stopped="the loss rose")
     assert "held-out" not in card(held_out_losses={})
+
+
+def test_recovered_scales_have_a_card_of_their_own() -> None:
+    from huggingface_hub import ModelCard
+
+    text = card(INT4)
+    assert ModelCard(text).data.tags == ["recovery", "keiryo"]
+    assert "library_name" not in text
+    for part in ("# int4 asym g64 gptq with recovered scales, of tiny", "grids trained from | `" + "a" * 64, "group_size 64",
+                 "divergence from the source | 3.5000 to 2.5000 nats", "77 parameters"):  # fmt: skip
+        assert part in text

@@ -15,16 +15,20 @@ from configs.training import TrainingSettings
 from configs.weights import WeightSettings
 from tasks.adaptation import recovery
 from tasks.adaptation.recovered_challenger import grid_format
-from tasks.adaptation.recovery import GridLinear, recover, use_grids
+from tasks.adaptation.recovery import GridLinear, recover, scales_of, use_grids
 from tasks.compression.build import build_artifact, rounded_grids
 from tasks.compression.error import CompressionError
-from tasks.compression.grid import Grid, load_grids
+from tasks.compression.grid import Grid, load_grids, save_grids
 from tasks.compression.openvino_matrices import weight_formats
+from tasks.models.checkpoint import read_architecture
+from tasks.profiling.training_memory import trained_scales
 from tasks.release.candidate import Candidate
 from tasks.store.artifact import Artifact
 from tasks.store.store import Store
 from tasks.training.checkpoint import load_model, load_tokenizer
+from tasks.training.error import TrainingError
 from tasks.training.losses import divergence
+from tasks.training.memory_saving import predicted_mib
 
 LAYER = "model.layers.1.mlp.up_proj"
 SYMMETRIC = WeightSettings(bits=4, group_size=32, calibration="gptq", int8_layers=(LAYER,), embedding_bits=32)
@@ -44,8 +48,18 @@ def checkpoint(home: Store, tmp_path_factory: pytest.TempPathFactory) -> Artifac
     return sealed(home, tiny_llama(tmp_path_factory.mktemp("tiny") / "model"))
 
 
+def folder_of(home: Store, checkpoint: Artifact, weights: WeightSettings) -> Path:
+    return rounded_grids(home, checkpoint, "openvino", weights, TEXTS).folder
+
+
 def grids_of(home: Store, checkpoint: Artifact, weights: WeightSettings) -> dict[str, Grid]:
-    return load_grids(rounded_grids(home, checkpoint, "openvino", weights, TEXTS).folder)
+    return load_grids(folder_of(home, checkpoint, weights))
+
+
+def saved(grids: Mapping[str, Grid], folder: Path) -> Path:
+    folder.mkdir()
+    save_grids(grids, folder)
+    return folder
 
 
 def disturbed(grids: Mapping[str, Grid]) -> dict[str, Grid]:
@@ -79,7 +93,8 @@ def test_scales_learn_and_integers_stay(
     weights: WeightSettings, home: Store, checkpoint: Artifact, tmp_path: Path
 ) -> None:
     grids = disturbed(grids_of(home, checkpoint, weights))
-    log = recover(checkpoint, grids, TEXTS, TRAINING, tmp_path, tmp_path / "scratch")
+    start = saved(grids, tmp_path / "start")
+    log = recover(checkpoint, start, TEXTS, TRAINING, tmp_path, tmp_path / "scratch")
 
     found = load_grids(tmp_path)
     assert log.trainable_parameters == sum(grid.scales.size for grid in grids.values())
@@ -94,8 +109,9 @@ def test_scales_learn_and_integers_stay(
 def test_what_was_trained_is_what_is_served(home: Store, checkpoint: Artifact) -> None:
     """The trained grids in OpenVINO's graph against the same in torch; what is left is far below what rounding does."""
     grids = grids_of(home, checkpoint, ASYMMETRIC)
+    start = folder_of(home, checkpoint, ASYMMETRIC)
     trained = home.seal(
-        lambda out: recover(checkpoint, grids, TEXTS, TRAINING, out, out.parent / "scratch"), kind="grid"
+        lambda out: recover(checkpoint, start, TEXTS, TRAINING, out, out.parent / "scratch"), kind="grid"
     )
     served = logits_of(
         build_artifact(home, checkpoint, "openvino", ASYMMETRIC, TEXTS, grids=trained), "openvino"
@@ -191,10 +207,10 @@ def test_grids_for_a_format_without_any_are_refused(home: Store, checkpoint: Art
 def test_killed_and_started_again_it_ends_at_the_same_loss(
     checkpoint: Artifact, home: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grids = grids_of(home, checkpoint, SYMMETRIC)
+    start = folder_of(home, checkpoint, SYMMETRIC)
     for name in ("undisturbed", "killed"):
         (tmp_path / name).mkdir()
-    undisturbed = recover(checkpoint, grids, TEXTS, TRAINING, tmp_path / "undisturbed", tmp_path / "a")
+    undisturbed = recover(checkpoint, start, TEXTS, TRAINING, tmp_path / "undisturbed", tmp_path / "a")
     steps, taken = iter(range(25)), []
 
     def counts(*what: object, **named: object) -> object:
@@ -209,9 +225,9 @@ def test_killed_and_started_again_it_ends_at_the_same_loss(
     whole = recovery.distillation
     monkeypatch.setattr(recovery, "distillation", dies)
     with pytest.raises(KeyboardInterrupt):
-        recover(checkpoint, grids, TEXTS, TRAINING, tmp_path / "killed", tmp_path / "b")
+        recover(checkpoint, start, TEXTS, TRAINING, tmp_path / "killed", tmp_path / "b")
     monkeypatch.setattr(recovery, "distillation", counts)
-    resumed = recover(checkpoint, grids, TEXTS, TRAINING, tmp_path / "killed", tmp_path / "b")
+    resumed = recover(checkpoint, start, TEXTS, TRAINING, tmp_path / "killed", tmp_path / "b")
     assert len(taken) == 20  # killed in the 26th step, it goes on from the 20th
     assert resumed.losses == pytest.approx(undisturbed.losses, rel=1e-5)
     for name, grid in load_grids(tmp_path / "killed").items():
@@ -221,4 +237,69 @@ def test_killed_and_started_again_it_ends_at_the_same_loss(
 def test_a_grid_of_another_model_is_refused(checkpoint: Artifact, home: Store, tmp_path: Path) -> None:
     grids = {"model.layers.9.mlp.up_proj": grids_of(home, checkpoint, SYMMETRIC)[LAYER]}
     with pytest.raises(CompressionError, match=r"a grid names model.layers.9.mlp.up_proj"):
-        recover(checkpoint, grids, TEXTS, TRAINING, tmp_path, tmp_path / "scratch")
+        recover(checkpoint, saved(grids, tmp_path / "start"), TEXTS, TRAINING, tmp_path, tmp_path / "scratch")
+
+
+def test_a_folder_without_grids_is_refused(checkpoint: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(CompressionError, match=r"holds no grids.safetensors"):
+        recover(checkpoint, tmp_path, TEXTS, TRAINING, tmp_path, tmp_path / "scratch")
+
+
+def test_training_that_does_harm_ends_at_the_scales_it_began_with(
+    checkpoint: Artifact, home: Store, tmp_path: Path
+) -> None:
+    start = folder_of(home, checkpoint, SYMMETRIC)
+    training = TRAINING.model_copy(update={"learning_rate": 3.0, "checkpoint_steps": 2, "patience": 2})
+    log = recover(checkpoint, start, TEXTS[:12], training, tmp_path, tmp_path / "scratch", TEXTS[12:])
+    assert (log.steps, log.kept_step) == (4, 0)
+    assert log.stopped == "the held-out loss has not fallen for 2 looks"
+    before, after = load_grids(start), load_grids(tmp_path)
+    for name, grid in before.items():
+        np.testing.assert_array_equal(after[name].scales, grid.scales)
+
+
+def test_training_that_breaks_before_it_gained_anything_is_an_error(
+    checkpoint: Artifact, home: Store, tmp_path: Path
+) -> None:
+    start = folder_of(home, checkpoint, SYMMETRIC)
+    training = TRAINING.model_copy(update={"learning_rate": 1e30})
+    with pytest.raises(TrainingError, match=r"is nan; lower learning_rate"):
+        recover(checkpoint, start, TEXTS[:12], training, tmp_path, tmp_path / "scratch", TEXTS[12:])
+    assert list(tmp_path.glob("*.safetensors")) == []
+
+
+def test_the_least_divergence_on_held_out_text_is_kept(
+    checkpoint: Artifact, home: Store, tmp_path: Path
+) -> None:
+    start = saved(disturbed(grids_of(home, checkpoint, ASYMMETRIC)), tmp_path / "start")
+    log = recover(checkpoint, start, TEXTS[:12], TRAINING, tmp_path, tmp_path / "scratch", TEXTS[12:])
+    assert list(log.held_out_losses) == [0, 10, 20, 30, 40]
+    assert log.kept_step is not None
+    assert log.held_out_losses[log.kept_step] == min(log.held_out_losses.values())
+    assert log.held_out_losses[log.kept_step] < 0.9 * log.held_out_losses[0]
+
+
+def test_every_way_to_save_memory_trains_the_same_scales(
+    checkpoint: Artifact, home: Store, tmp_path: Path
+) -> None:
+    start = folder_of(home, checkpoint, SYMMETRIC)
+    shape, training = read_architecture(checkpoint), TRAINING.model_copy(update={"steps": 4})
+    losses = {}
+    for saving in ("none", "checkpointing", "low_bit_states"):
+        out = tmp_path / saving
+        out.mkdir()
+        limit = predicted_mib(shape, training, scales_of(start), saving)  # type: ignore[arg-type]
+        log = recover(checkpoint, start, TEXTS, training, out, tmp_path / f"s-{saving}", max_mib=limit)
+        assert log.saving == saving
+        losses[saving] = log.losses
+    assert losses["checkpointing"] == pytest.approx(losses["none"], rel=1e-5)
+    assert losses["low_bit_states"] == pytest.approx(losses["none"], rel=2e-2)
+
+
+def test_the_closed_form_counts_the_scales(checkpoint: Artifact, home: Store) -> None:
+    shape = read_architecture(checkpoint)
+    for weights in (SYMMETRIC, ASYMMETRIC, SYMMETRIC.model_copy(update={"int8_layers": ()})):
+        per_channel = weights.int8_layers  # OpenVINO's 8-bit layers have a scale a channel
+        counted = trained_scales(shape, weights.group_size, per_channel)
+        assert counted == scales_of(folder_of(home, checkpoint, weights))
+        assert counted.count == sum(grid.scales.size for grid in grids_of(home, checkpoint, weights).values())

@@ -31,7 +31,6 @@ from flows.offline import prepare_environment
 from tasks.adaptation.lora import merge_adapter, train_adapter
 from tasks.adaptation.recovery import recover
 from tasks.compression.build import resolve_weights, rounded_grids
-from tasks.compression.grid import load_grids
 from tasks.release.autocast import decide_autocast
 from tasks.release.candidate import Candidate
 from tasks.release.machine import machine_digest
@@ -148,9 +147,7 @@ def _recovered(workspace: Workspace, weights: WeightSettings) -> tuple[Candidate
 
     def write_grids(out: Path) -> float:
         with workspace.store.scratch() as scratch:
-            log = recover(
-                workspace.source, load_grids(start.folder), _texts(workspace), training, out, scratch
-            )
+            log = recover(workspace.source, start.folder, _texts(workspace), training, out, scratch)
         return log.tokens / log.tokens_per_s
 
     made = _made(workspace, f"recover {start.digest}", training, "grid", write_grids)

@@ -5,13 +5,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_llama import TEXTS, tiny_llama
 
 from configs.training import LoraSettings, TrainingSettings
 from tasks.adaptation.lora import train_adapter
+from tasks.adaptation.recovery import recover
+from tasks.compression.grid import Grid, save_grids
 from tasks.models.checkpoint import Architecture, read_architecture
+from tasks.profiling.matrices import Matrix, layer_names, linear_matrices
+from tasks.profiling.training_memory import trained_scales
 from tasks.training import device, loop, memory_saving
 from tasks.training.error import TrainingError
 from tasks.training.memory_saving import choose_saving, giving_back, predicted_mib
@@ -114,8 +119,9 @@ def test_what_is_freed_is_gone() -> None:
 
 @pytest.mark.model
 @pytest.mark.parametrize(
-    ("method", "autocast"), [("lora", "none"), ("lora", "bf16"), ("qlora", "bf16"), ("dora", "none")]
-)
+    ("method", "autocast"),
+    [("lora", "none"), ("lora", "bf16"), ("qlora", "bf16"), ("dora", "none"), ("recovery", "none"), ("recovery", "bf16")],
+)  # fmt: skip
 def test_the_closed_form_is_within_15_percent_on_the_demo_model(
     method: str, autocast: str, demo_checkpoint: object, tmp_path: Path
 ) -> None:
@@ -144,13 +150,34 @@ def error_on(folder: str, method: str, autocast: str, scratch: str) -> float:
         digest="0" * 64, folder=Path(folder), manifest=Manifest(kind="checkpoint", files=())
     )
     shape = read_architecture(checkpoint)
-    lora = LoraSettings.model_validate({"method": method})
     training = TrainingSettings.model_validate(
         {"steps": 2, "batch_sequences": 4, "sequence_tokens": 256, "autocast": autocast}
     )
-    out = Path(scratch) / "out"
+    out, grids = Path(scratch) / "out", Path(scratch) / "grids"
     out.mkdir()
-    limit = predicted_mib(shape, training, lora, "give_back")
     texts = ["The keys to the cabinet are on the table, and nobody has asked for them. " * 40] * 40
-    log = train_adapter(checkpoint, texts, lora, training, out, Path(scratch) / "s", max_mib=limit)
+    if method == "recovery":
+        grids.mkdir()
+        save_grids(any_grids(shape), grids)
+        limit = predicted_mib(shape, training, trained_scales(shape, 64), "give_back")
+        log = recover(checkpoint, grids, texts, training, out, Path(scratch) / "s", max_mib=limit)
+    else:
+        lora = LoraSettings.model_validate({"method": method})
+        limit = predicted_mib(shape, training, lora, "give_back")
+        log = train_adapter(checkpoint, texts, lora, training, out, Path(scratch) / "s", max_mib=limit)
     return limit / log.peak_mib - 1
+
+
+def any_grids(shape: Architecture) -> dict[str, Grid]:
+    """Random integers of 4 bits in groups of 64 for every linear layer: as large as any."""
+    rng = np.random.default_rng(0)
+    matrices = {matrix.name: matrix for matrix in linear_matrices(shape)}
+
+    def grid(matrix: Matrix) -> Grid:
+        groups = (matrix.outputs, matrix.inputs // 64)
+        codes = rng.integers(0, 16, (matrix.outputs, matrix.inputs), np.uint8)
+        return Grid(
+            bits=4, codes=codes, scales=np.full(groups, 0.01, np.float16), zeros=np.full(groups, 8, np.uint8)
+        )
+
+    return {name: grid(matrices[name.rsplit(".", 1)[-1]]) for name in layer_names(shape)}
