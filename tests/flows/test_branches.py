@@ -15,13 +15,16 @@ import pytest
 from clockwork_stream import ClockworkStream, StillClock
 from fake_engine import FakeEngine
 from prefect.testing.utilities import prefect_test_harness
-from tiny_llama import tiny_llama
+from tiny_llama import as_artifact, tiny_llama
 
 import flows.rollout as rollout_module
 from configs.load import ConfigError
+from configs.training import TrainingSettings
 from tasks.adaptation.adapter_parity import AdapterParity
 from tasks.compression.error import CompressionError
 from tasks.engines.protocol import EngineError
+from tasks.models.checkpoint import read_architecture
+from tasks.profiling.training_memory import TrainedScales
 from tasks.quantization import run_off
 from tasks.quantization.fan_out import ScreenJob
 from tasks.release import alone, in_pairs, measuring
@@ -29,7 +32,10 @@ from tasks.release.stage_result import CandidateResult, StageResult
 from tasks.release.summary import RolloutSummary
 from tasks.serving.trace import TraceError
 from tasks.store.store import Store
+from tasks.tracking.runs import children
+from tasks.tracking.store import open_tracking
 from tasks.training.log import TrainingLog
+from tasks.training.memory_saving import predicted_mib
 
 CONFIG = """
 name: branches
@@ -351,6 +357,31 @@ def test_a_challenger_that_trained_scales_win_back_is_released(world):
     assert (adapt.verdict, adapt.kept) == ("PASS", True)
     assert (summary.verdict, summary.exit_code) == ("PASS", 0)
     assert summary.release.artifact == adapt.artifact
+
+
+def test_curve_memory_and_card_of_a_recovery_are_in_mlflow(world):
+    summary = world.run(**RECOVERING)
+    tracking = open_tracking()
+    parent = tracking.client.get_run(summary.run_id)
+    (stage,) = [
+        run
+        for run in children(tracking, parent.info.experiment_id, summary.run_id)
+        if run.info.run_name == "adapt"
+    ]
+    metrics = stage.data.metrics
+    shape = read_architecture(as_artifact(world.model))
+    predicted = metrics["train/recovery/predicted_mib"]
+    by_closed_form = {
+        autocast: predicted_mib(
+            shape, TrainingSettings(steps=2, autocast=autocast), TrainedScales(10), "none"
+        )
+        for autocast in ("none", "bf16")  # this machine's choice
+    }
+    assert any(predicted == pytest.approx(each) for each in by_closed_form.values())
+    assert metrics["train/recovery/peak_error_fraction"] == pytest.approx(predicted / LOG.peak_mib - 1)
+    files = Path(tracking.client.download_artifacts(stage.info.run_id, "text"))
+    assert "with recovered scales, of tiny" in (files / "recovered_scales.md").read_text()
+    assert (files / "training_recovery.csv").read_text().splitlines()[1] == "1,3.0,0.001"
 
 
 def test_a_challenger_that_gptq_cannot_round_is_not_recovered(world, monkeypatch):
