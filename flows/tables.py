@@ -146,7 +146,7 @@ def plan(found: Plan) -> None:
         _candidates(found.quantize)
     if found.training:
         training = _table(
-            "adapter", "arithmetic", "trained parameters", "memory saved by", "training peak MiB"
+            "training", "arithmetic", "trained parameters", "memory saved by", "training peak MiB"
         )
         for need in found.training:
             training.add_row(

@@ -21,6 +21,7 @@ from tasks.release.training_data import search_texts
 from tasks.release.workspace import Workspace
 from tasks.store.digest import digest_of
 from tasks.store.store import Store
+from tasks.training.log import TrainingLog
 from tasks.training.memory_saving import predicted_mib
 from tasks.training.sealed import curve_csv, peak_metrics, trained, training_metrics
 
@@ -79,13 +80,13 @@ def recover_challenger(workspace: Workspace, settings: AdaptSettings, challenger
     measurement = measure_candidate(workspace, candidate)
     before, after = screen_candidate(workspace, challenger), screen_candidate(workspace, candidate)
     judged = judge_candidate(workspace, candidate, "preserve")
-    means = "trained scales" if stored_as == challenger.format else "GPTQ and trained scales"
+    means = _means(stored_as != challenger.format, log)
     nats = f"KL {before['kl_nats']:.4f} -> {after['kl_nats']:.4f} nats on the search split"
     return StageResult(
         stage="adapt",
         verdict=judged.verdict,
         kept=judged.verdict == "PASS",
-        reason=f"recovery by {means}: {nats}; {judged.reason}",
+        reason=f"{means}: {nats}; {judged.reason}",
         proposal=candidate,
         measurement=measurement,
         gate=judged.gate,
@@ -103,6 +104,14 @@ def recover_challenger(workspace: Workspace, settings: AdaptSettings, challenger
         },
         text=judged.text | {"training_recovery.csv": curve_csv(log), CARD: card},
     )
+
+
+def _means(is_rounded: bool, log: TrainingLog) -> str:
+    """What recovered the challenger, or did not."""
+    if log.kept_step == 0:
+        stand = "GPTQ's scales stand" if is_rounded else "its scales stand as they were"
+        return f"no step of training lowered the divergence on the search split, {stand}"
+    return f"recovery by {'GPTQ and ' if is_rounded else ''}trained scales"
 
 
 def grid_format(store: Store, challenger: Candidate) -> WeightSettings:

@@ -46,8 +46,11 @@ def source_name(workspace: Workspace) -> str:
 
 
 def search_texts(workspace: Workspace) -> tuple[str, ...]:
-    """The search split: what early stopping looks at."""
-    return tuple(section.text for section in workspace.splits.search)
+    """What early stopping looks at: the search split, and all else that search items may be cut from.
+
+    On the four short sections of a small recipe alone chance decides which state is kept (docs/log.md).
+    """
+    return tuple(section.text for section in (*workspace.splits.search, *workspace.splits.tasks_search))
 
 
 def training_leakage(workspace: Workspace) -> Leakage:

@@ -90,6 +90,7 @@ class World:
         tiny_llama(self.model)
         self.opened = 0
         self.trained_noise = 0.02
+        self.log = LOG
         self.break_engine: Callable[[str], bool] = lambda weights: False
         self.engine_class = FakeEngine
 
@@ -130,7 +131,7 @@ class World:
                 (out / file.name).write_bytes(file.read_bytes())
 
         noise = {"noise": self.trained_noise, "layers": 2, "step": recipe["step"]}
-        return store.seal(write, kind=kind, parent=parent.digest, recipe=noise), LOG
+        return store.seal(write, kind=kind, parent=parent.digest, recipe=noise), self.log
 
     def merge(self, checkpoint, adapter, out):
         for file in self.model.iterdir():
@@ -357,6 +358,15 @@ def test_a_challenger_that_trained_scales_win_back_is_released(world):
     assert (adapt.verdict, adapt.kept) == ("PASS", True)
     assert (summary.verdict, summary.exit_code) == ("PASS", 0)
     assert summary.release.artifact == adapt.artifact
+
+
+def test_scales_that_training_did_not_better_are_told(world):
+    world.log = LOG.model_copy(update={"held_out_losses": {0: 0.5, 2: 0.6}, "kept_step": 0})
+    summary = world.run(**RECOVERING)
+    adapt = next(stage for stage in summary.stages if stage.stage == "adapt")
+    assert adapt.reason.startswith(
+        "no step of training lowered the divergence on the search split, GPTQ's scales stand"
+    )
 
 
 def test_curve_memory_and_card_of_a_recovery_are_in_mlflow(world):

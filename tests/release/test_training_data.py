@@ -11,7 +11,7 @@ from configs.schema import Config
 from tasks.data.training_rows import DataError
 from tasks.release.gate_tasks import task_set
 from tasks.release.preparation import make_workspace
-from tasks.release.training_data import training_leakage
+from tasks.release.training_data import search_texts, training_leakage
 
 CONFIG = """
 name: leakage
@@ -71,3 +71,13 @@ def test_a_bad_row_is_told_before_anything_runs(model: Path, tmp_path: Path) -> 
     file.write_text('{"text": "fine"}\n{"messages": [{"role": "bot", "content": "a"}]}\n')
     with pytest.raises(DataError, match=r"rows.jsonl, line 2, messages\[0\].role: 'bot'"):
         make_workspace(config(tmp_path, model, file))
+
+
+def test_early_stopping_looks_at_all_of_the_search_side_and_at_nothing_else(
+    model: Path, tmp_path: Path
+) -> None:
+    workspace = make_workspace(config(tmp_path, model, "text"))
+    splits, looked_at = workspace.splits, set(search_texts(workspace))
+    assert looked_at > {section.text for section in splits.search}
+    others = (*splits.train, *splits.calibration, *splits.gate, *splits.tasks_gate)
+    assert looked_at.isdisjoint(section.text for section in others)
