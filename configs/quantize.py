@@ -92,6 +92,11 @@ class QuantizeSettings(Section):
         return self
 
     @property
+    def recoverable(self) -> tuple[WeightCandidate, ...]:
+        """Those declared whose loss training could win back."""
+        return tuple(each for each in self.declared if each.weights.recovery_objection is None)
+
+    @property
     def declared(self) -> tuple[WeightCandidate, ...]:
         """The candidates, then those of the space that are not among them, one cache type each."""
         named = (

@@ -124,7 +124,7 @@ class AdaptSettings(Section):
         gt=0,
         description=(
             "most that training an adapter or recovery may add to the process, MiB: freed memory is given back at once, then "
-            "activations are computed again, then it is refused; null: the fastest way"
+            "activations are computed again, then it is refused; the rounding before recovery is not limited; null: the fastest way"
         ),
     )
     training: TrainingSettings = TrainingSettings()
@@ -132,7 +132,7 @@ class AdaptSettings(Section):
         None,
         description=(
             "training the scales of the challenger's integers, of GPTQ's where it was rounded otherwise, with the source as teacher "
-            "(GPTQ's time and memory are then added to the stage: `keiryo plan` says how much); null: off"
+            "(GPTQ's time and memory are then added to the stage; `keiryo plan` has its memory); null: off"
         ),
     )
 

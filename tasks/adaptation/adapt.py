@@ -32,7 +32,7 @@ from tasks.release.workspace import Workspace
 from tasks.store.artifact import Artifact
 from tasks.store.digest import code_digest, digest_of
 from tasks.training.log import TrainingLog
-from tasks.training.memory_saving import predicted_mib
+from tasks.training.memory_saving import predicted_mib, with_saving
 from tasks.training.sealed import curve_csv, peak_metrics, trained, training_metrics
 
 CODE = ("tasks/adaptation",)
@@ -137,7 +137,8 @@ def _adapt(
         log = train_adapter(
             workspace.source, texts, lora, training, out, scratch, held_out, settings.max_memory_mib
         )
-        (out / CARD).write_text(_card(workspace, texts, lora, training, log), encoding="utf-8")
+        card = _card(workspace, texts, lora, with_saving(training, log.saving), log)
+        (out / CARD).write_text(card, encoding="utf-8")
         return log
 
     adapter, log = trained(

@@ -1,4 +1,4 @@
-"""The README.md of an adapter or of recovered scales: what they belong to, what they were trained on and how, by digest.
+"""The README.md of an adapter or of trained scales: what they belong to, what they were trained on and how, by digest.
 
 Front matter as the Hugging Face hub reads it (https://huggingface.co/docs/hub/model-cards); `base_model` is the name in the recipe.
 """
@@ -49,7 +49,7 @@ def model_card(
         ("training", _settings(training.model_dump(mode="json"))),
         ("trained", f"{log.steps} steps, {log.tokens} tokens, {log.trainable_parameters} parameters"),
         (
-            "training loss" if is_adapter else "divergence from the source",
+            "training loss" if is_adapter else "divergence in training",
             f"{log.losses[0]:.4f} to {log.losses[-1]:.4f} nats a token",
         ),
     ]
@@ -60,7 +60,7 @@ def model_card(
         facts.append(("ended early", log.stopped))
     lines = [f"{name}: {json.dumps(value)}" for name, value in front.items()]
     table = [f"| {name} | {value} |" for name, value in facts]
-    title = f"# {trained.label} {'adapter of' if is_adapter else 'with recovered scales, of'} {model}"
+    title = f"# {trained.label} {'adapter of' if is_adapter else 'with trained scales, of'} {model}"
     note = (
         "Trained by Keiryo. Whether it may be released was judged on the artifact that is served, not on this: see the "
         "rollout's report. Licence and limits are those of the base model and of the data."

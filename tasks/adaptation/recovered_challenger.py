@@ -3,7 +3,7 @@
 A recovered model must preserve the function and meets the whole gate.
 """
 
-from configs.training import AdaptSettings
+from configs.training import AdaptSettings, TrainingSettings
 from configs.weights import WeightSettings
 from tasks.adaptation.eight_bit import eight_bit_layers
 from tasks.adaptation.model_card import model_card
@@ -19,10 +19,11 @@ from tasks.release.measuring import make_candidate, measure_candidate
 from tasks.release.stage_result import CandidateResult, StageResult
 from tasks.release.training_data import search_texts
 from tasks.release.workspace import Workspace
+from tasks.store.artifact import Artifact
 from tasks.store.digest import digest_of
 from tasks.store.store import Store
 from tasks.training.log import TrainingLog
-from tasks.training.memory_saving import predicted_mib
+from tasks.training.memory_saving import predicted_mib, with_saving
 from tasks.training.sealed import curve_csv, peak_metrics, trained, training_metrics
 
 CARD = "recovered_scales.md"
@@ -39,8 +40,6 @@ def recover_challenger(workspace: Workspace, settings: AdaptSettings, challenger
     """
     if settings.recovery is None:
         raise ValueError("adapt.recovery is not configured")
-    training = decide_autocast(workspace, settings.recovery)
-    texts, held_out = tuple(section.text for section in workspace.splits.train), search_texts(workspace)
     calibration = [section.text for section in workspace.splits.calibration]
     try:
         stored_as = grid_format(workspace.store, challenger)
@@ -49,31 +48,7 @@ def recover_challenger(workspace: Workspace, settings: AdaptSettings, challenger
         )
     except CompressionError as error:
         return StageResult.skipped("adapt", f"{challenger.name} cannot be recovered: {error}")
-    recipe = {
-        "step": "recover",
-        "source": workspace.source.digest,
-        "training": training.model_dump(mode="json"),
-        "held_out": digest_of(list(held_out)),
-        "max_memory_mib": settings.max_memory_mib,
-    }
-    grids, log = trained(
-        workspace.store, workspace.derived, "grid", start, recipe, texts, training.seed, CODE,
-        lambda out, scratch: recover(
-            workspace.source, start.folder, texts, training, out, scratch, held_out, settings.max_memory_mib
-        ),
-    )  # fmt: skip
-    scales = TrainedScales(log.trainable_parameters)
-    predicted = predicted_mib(workspace.architecture, training, scales, log.saving)
-    card = model_card(
-        model=workspace.config.model.name,
-        base_digest=start.digest,
-        data="the train part of quality.text",
-        data_digest=digest_of(list(texts)),
-        documents=len(texts),
-        trained=stored_as,
-        training=training,
-        log=log,
-    )
+    grids, log, training = _train(workspace, settings, settings.recovery, start)
     candidate = make_candidate(
         workspace, workspace.source, challenger.engine, stored_as, note=", recovered", grids=grids
     )
@@ -95,14 +70,61 @@ def recover_challenger(workspace: Workspace, settings: AdaptSettings, challenger
         ),
         samples=judged.samples,
         provisional=judged.provisional,
-        metrics=judged.metrics
+        metrics=judged.metrics | _metrics(workspace, training, log),
+        text=judged.text
         | {
-            f"train/{name}": value
-            for name, value in (
-                training_metrics("recovery", log) | peak_metrics("recovery", predicted, log)
-            ).items()
+            "training_recovery.csv": curve_csv(log),
+            CARD: _card(workspace, start.digest, stored_as, training, log),
         },
-        text=judged.text | {"training_recovery.csv": curve_csv(log), CARD: card},
+    )
+
+
+def _train(
+    workspace: Workspace, settings: AdaptSettings, asked: TrainingSettings, start: Artifact
+) -> tuple[Artifact, TrainingLog, TrainingSettings]:
+    """The grids with trained scales, the log, and what was trained with: `autocast` decided, memory saved."""
+    training = decide_autocast(workspace, asked)
+    texts, held_out = _texts(workspace), search_texts(workspace)
+    recipe = {
+        "step": "recover",
+        "source": workspace.source.digest,
+        "training": training.model_dump(mode="json"),
+        "held_out": digest_of(list(held_out)),
+        "max_memory_mib": settings.max_memory_mib,
+    }
+    grids, log = trained(
+        workspace.store, workspace.derived, "grid", start, recipe, texts, training.seed, CODE,
+        lambda out, scratch: recover(
+            workspace.source, start.folder, texts, training, out, scratch, held_out, settings.max_memory_mib
+        ),
+    )  # fmt: skip
+    return grids, log, with_saving(training, log.saving)
+
+
+def _texts(workspace: Workspace) -> tuple[str, ...]:
+    return tuple(section.text for section in workspace.splits.train)
+
+
+def _metrics(workspace: Workspace, training: TrainingSettings, log: TrainingLog) -> dict[str, float]:
+    scales = TrainedScales(log.trainable_parameters)
+    predicted = predicted_mib(workspace.architecture, training, scales, log.saving)
+    named = training_metrics("recovery", log) | peak_metrics("recovery", predicted, log)
+    return {f"train/{name}": value for name, value in named.items()}
+
+
+def _card(
+    workspace: Workspace, start: str, stored_as: WeightSettings, training: TrainingSettings, log: TrainingLog
+) -> str:
+    texts = _texts(workspace)
+    return model_card(
+        model=workspace.config.model.name,
+        base_digest=start,
+        data="the train part of quality.text",
+        data_digest=digest_of(list(texts)),
+        documents=len(texts),
+        trained=stored_as,
+        training=training,
+        log=log,
     )
 
 
@@ -110,7 +132,7 @@ def _means(is_rounded: bool, log: TrainingLog) -> str:
     """What recovered the challenger, or did not."""
     if log.kept_step == 0:
         stand = "GPTQ's scales stand" if is_rounded else "its scales stand as they were"
-        return f"no step of training lowered the divergence on the search split, {stand}"
+        return f"no step of training lowered the divergence on held-out text, {stand}"
     return f"recovery by {'GPTQ and ' if is_rounded else ''}trained scales"
 
 

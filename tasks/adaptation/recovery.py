@@ -164,11 +164,10 @@ def use_grids(
         layers[name] = GridLinear(linears.pop(name), grid, teacher)
         model.set_submodule(name, layers[name])
     if teacher != torch.float32:
+        # A view of the mapped file would keep it resident, with the layers' weights as they were.
         for other in model.parameters():
             if other.dtype == torch.float32 and not other.requires_grad:
-                other.data = (
-                    other.data.clone()
-                )  # else it keeps the mapped file, with the layers' weights as they were
+                other.data = other.data.clone()
     return layers
 
 

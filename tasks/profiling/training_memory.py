@@ -21,6 +21,9 @@ _GRID_BYTES = 2 + 1 + 4 + 4
 _LOGITS, _DISTILLED_LOGITS = 3, 7
 """Copies of a chunk of logits, f32: of cross-entropy; of a divergence, which has a teacher's and both logarithms."""
 
+_RUNTIME_BYTES = 45 * 2**20
+"""What torch keeps beside what recovery was counted to: measured, with both arithmetics and all ways to save memory."""
+
 CHUNK_TOKENS = 128
 """Tokens whose logits exist at once in our losses (`tasks.training.losses`): 24 MiB of float32 at V = 49,152."""
 
@@ -46,7 +49,7 @@ class TrainingBudget(Record):
         gradients_bytes: their gradients, f32.
         optimizer_bytes: AdamW's two moments, f32 or 8 bits.
         activations_bytes: what the backward pass needs, and one chunk of logits.
-        total_bytes: the sum, or what loading takes where that is more: the predicted peak.
+        total_bytes: the sum with the holes in memory, or what loading takes where that is more: the predicted peak.
     """
 
     base_bytes: int
@@ -102,6 +105,8 @@ def training_budget(
     *,
     logit_tokens: int,
     recomputed: bool = False,
+    fragmented: float = 1.0,
+    loaded_here: bool = True,
 ) -> TrainingBudget:
     """Predict the peak of training an adapter, or scales, on a frozen base, or all weights.
 
@@ -111,6 +116,8 @@ def training_budget(
         trained: the adapter or the scales; None: every parameter.
         logit_tokens: tokens whose logits exist at once: the chunk of the loss, or the whole batch.
         recomputed: activations are computed again (gradient checkpointing): of every layer but one, its input alone is kept.
+        fragmented: growth over what is in use, where freed memory is not given back.
+        loaded_here: weights are read into the memory that trains; a GPU gets them as they are trained.
 
     Raises:
         ValueError: a target that this decoder does not have.
@@ -123,8 +130,8 @@ def training_budget(
         "optimizer_bytes": plain_bytes(2 * count, _STATE_BITS[training.optimizer_bits]),
         "activations_bytes": _activations_bytes(architecture, training, trained, logit_tokens, recomputed),
     }
-    total = max(sum(parts.values()), _loading_bytes(architecture, training, trained))
-    return TrainingBudget(**parts, total_bytes=total)
+    loading = _loading_bytes(architecture, training, trained) if loaded_here else 0
+    return TrainingBudget(**parts, total_bytes=max(round(fragmented * sum(parts.values())), loading))
 
 
 def trained_parameters(architecture: Architecture, trained: LoraSettings | TrainedScales | None) -> int:
@@ -159,13 +166,16 @@ def _base_bytes(
 def _loading_bytes(
     architecture: Architecture, training: TrainingSettings, trained: LoraSettings | TrainedScales | None
 ) -> int:
-    """Recovery reads all weights in f32 beside its integers; those of an f32 checkpoint stay mapped until all are copied."""
+    """Recovery reads all weights in f32 beside its integers; a checkpoint's file stays mapped until all are converted or copied."""
     if not isinstance(trained, TrainedScales):
         return 0
     linear = sum(matrix.elements for matrix in linear_matrices(architecture))
     loaded = 4 * architecture.parameters + linear + _GRID_BYTES * trained.count
-    is_copied = training.autocast == "bf16" and architecture.dtype == "F32"
-    return loaded + (2 * linear + 4 * (architecture.parameters - linear) if is_copied else 0)
+    if architecture.dtype != "F32":
+        loaded = max(loaded, (4 + 2) * architecture.parameters)
+    elif training.autocast == "bf16":
+        loaded += 2 * linear + 4 * (architecture.parameters - linear)
+    return loaded + _RUNTIME_BYTES
 
 
 def _activations_bytes(
@@ -201,9 +211,11 @@ def _activations_bytes(
         layer += element_bytes * sum(each.outputs * each.inputs for each in adapted)
     layers = layer if recomputed else architecture.layers * layer
     starts = architecture.layers * tokens * hidden * (4 if of_scales else element_bytes) if recomputed else 0
-    heads = 2 * 2 * architecture.vocabulary * hidden if of_scales and element_bytes == 2 else 0
     logits = (_DISTILLED_LOGITS if of_scales else _LOGITS) * logit_tokens * architecture.vocabulary * 4
-    return layers + starts + heads + logits
+    if not of_scales:
+        return layers + starts + logits
+    heads = 2 * 2 * architecture.vocabulary * hidden if element_bytes == 2 else 0
+    return layers + starts + heads + logits + _RUNTIME_BYTES
 
 
 def _trained_in_a_layer(architecture: Architecture, trained: LoraSettings | TrainedScales) -> list[Matrix]:

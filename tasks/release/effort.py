@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 
+from configs.training import TrainingSettings
 from tasks.profiling.weight_memory import weight_bytes
 from tasks.release.workspace import Workspace
 
@@ -22,7 +23,7 @@ def disk_bytes(workspace: Workspace) -> int:
     full_precision = 4 * architecture.parameters
     declared = config.quantize.declared if config.quantize else ()
     trained = len(config.adapt.methods) if config.adapt and config.adapt.data else 0
-    recovered = config.adapt is not None and config.adapt.recovery is not None
+    recovered = _recovery(workspace) is not None
     return (
         2 * full_precision * (1 + trained)
         + recovered * 2 * architecture.parameters  # a byte an integer, before and after
@@ -49,10 +50,8 @@ def rollout_seconds(workspace: Workspace) -> float:
         if config.adapt and training
         else 0
     )
-    recovery = config.adapt.recovery if config.adapt else None
-    recovered = (
-        recovery.steps * recovery.batch_sequences * recovery.sequence_tokens if recovery is not None else 0
-    )
+    recovery = _recovery(workspace)
+    recovered = recovery.steps * recovery.batch_sequences * recovery.sequence_tokens if recovery else 0
     scored = gate * (2 + (training is not None)) + search * (candidates + 1)
     requests = config.requests
     served = (
@@ -66,6 +65,14 @@ def rollout_seconds(workspace: Workspace) -> float:
         + (3 * trained + 4 * recovered) * token_s  # recovery has a teacher
         + 2 * served * source_token_s
     )
+
+
+def _recovery(workspace: Workspace) -> TrainingSettings | None:
+    """How recovery trains; None where it is off, or no declared format can be recovered."""
+    config = workspace.config
+    if config.adapt is None or config.quantize is None or not config.quantize.recoverable:
+        return None
+    return config.adapt.recovery
 
 
 def matrix_rate(size: int = 1024) -> float:

@@ -48,7 +48,7 @@ class Plan(Record):
         disk_mib: artifacts and reference logits that the rollout would write.
         minutes: rough time, from the tokens to score and to train and this machine's speed where it was measured.
         recommendations: the stack, with reasons.
-        training: what every adapter takes.
+        training: what every adapter takes, and recovery with the rounding before it.
         quantize: what every declared candidate takes, and which do not fit (`tasks/quantization/preflight.py`).
     """
 
@@ -77,7 +77,7 @@ def make_plan(
 
     Raises:
         PlanError: a margin cannot be planned for.
-        ConfigError: an adapter does not fit.
+        ConfigError: an adapter or recovery does not fit.
     """
     config = workspace.config
     samples = plan_quality(config)

@@ -46,7 +46,7 @@ def source_name(workspace: Workspace) -> str:
 
 
 def search_texts(workspace: Workspace) -> tuple[str, ...]:
-    """What early stopping looks at: the search split, and all else that search items may be cut from.
+    """What early stopping draws its sequences from: the search split, and all else that search items may be cut from.
 
     On the four short sections of a small recipe alone chance decides which state is kept (docs/log.md).
     """

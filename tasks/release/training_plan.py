@@ -39,7 +39,8 @@ def training_needs(workspace: Workspace) -> tuple[TrainingNeed, ...]:
     """Of every adapter that is trained on data, and of recovery, whose challenger is not known yet: at most.
 
     Raises:
-        ConfigError: one does not fit into `adapt.max_memory_mib`, or has a target that this decoder does not have.
+        ConfigError: one does not fit into `adapt.max_memory_mib`, or has a target that this decoder does not have, or the model's
+            shape is not covered by the formulas.
     """
     settings = workspace.config.adapt
     if settings is None:
@@ -54,11 +55,7 @@ def training_needs(workspace: Workspace) -> tuple[TrainingNeed, ...]:
 
 def _recovery(workspace: Workspace, settings: AdaptSettings) -> tuple[TrainingNeed, ...]:
     quantize, architecture = workspace.config.quantize, workspace.architecture
-    formats = {
-        (each.engine, each.weights)
-        for each in (quantize.declared if quantize else ())
-        if each.weights.recovery_objection is None
-    }
+    formats = {(each.engine, each.weights) for each in (quantize.recoverable if quantize else ())}
     if settings.recovery is None or not formats:
         return ()
     scales = max(
@@ -69,7 +66,10 @@ def _recovery(workspace: Workspace, settings: AdaptSettings) -> tuple[TrainingNe
     needs = [_need(workspace, settings, "recovery", training, scales)]
     rounded = [(engine, weights.by_gptq()) for engine, weights in formats if not weights.is_from_grids]
     if rounded:
-        peak = max(_rounding_bytes(workspace, engine, weights) for engine, weights in rounded)
+        try:
+            peak = max(_rounding_bytes(workspace, engine, weights) for engine, weights in rounded)
+        except ValueError as error:
+            raise ConfigError(f"adapt.recovery: {error}") from error
         rounding = TrainingNeed(
             method=ROUNDING, arithmetic="f32", trained_parameters=0, saving="none", peak_mib=peak / _MIB
         )

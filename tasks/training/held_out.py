@@ -1,7 +1,7 @@
 """The loss on held-out text while a model is trained: the best state is kept, and training ends where nothing is gained any more.
 
-Held-out text here is the search split: it ranks, and is never what a verdict is taken on. What was seen lies beside the training
-checkpoints, so that a run that was killed goes on with it.
+Held-out text here is of the search side of the split: it ranks, and is never what a verdict is taken on. What was seen lies beside the
+training checkpoints, so that a run that was killed goes on with it.
 """
 
 import json

@@ -74,15 +74,17 @@ def predicted_mib(
     saving: Saving,
 ) -> float:
     """Peak growth of the process, MiB, by closed form; without saving, times what glibc leaves in holes."""
+    holes = SCALES_FRAGMENTED if isinstance(trained, TrainedScales) else FRAGMENTED
     budget = training_budget(
         architecture,
         with_saving(training, saving),
         trained,
         logit_tokens=CHUNK_TOKENS,
         recomputed=saving in RECOMPUTED,
+        fragmented=holes if saving == "none" and _glibc() else 1.0,
+        loaded_here=training_device() == "cpu",
     )
-    fragmented = SCALES_FRAGMENTED if isinstance(trained, TrainedScales) else FRAGMENTED
-    return budget.total_bytes / 2**20 * (fragmented if saving == "none" and _glibc() else 1.0)
+    return budget.total_bytes / 2**20
 
 
 def with_saving(training: TrainingSettings, saving: Saving) -> TrainingSettings:

@@ -57,6 +57,6 @@ def test_recovered_scales_have_a_card_of_their_own() -> None:
     text = card(INT4)
     assert ModelCard(text).data.tags == ["recovery", "keiryo"]
     assert "library_name" not in text
-    for part in ("# int4 asym g64 gptq with recovered scales, of tiny", "grids trained from | `" + "a" * 64, "group_size 64",
-                 "divergence from the source | 3.5000 to 2.5000 nats", "77 parameters"):  # fmt: skip
+    for part in ("# int4 asym g64 gptq with trained scales, of tiny", "grids trained from | `" + "a" * 64, "group_size 64",
+                 "divergence in training | 3.5000 to 2.5000 nats", "77 parameters"):  # fmt: skip
         assert part in text

@@ -365,7 +365,7 @@ def test_scales_that_training_did_not_better_are_told(world):
     summary = world.run(**RECOVERING)
     adapt = next(stage for stage in summary.stages if stage.stage == "adapt")
     assert adapt.reason.startswith(
-        "no step of training lowered the divergence on the search split, GPTQ's scales stand"
+        "no step of training lowered the divergence on held-out text, GPTQ's scales stand"
     )
 
 
@@ -390,7 +390,7 @@ def test_curve_memory_and_card_of_a_recovery_are_in_mlflow(world):
     assert any(predicted == pytest.approx(each) for each in by_closed_form.values())
     assert metrics["train/recovery/peak_error_fraction"] == pytest.approx(predicted / LOG.peak_mib - 1)
     files = Path(tracking.client.download_artifacts(stage.info.run_id, "text"))
-    assert "with recovered scales, of tiny" in (files / "recovered_scales.md").read_text()
+    assert "with trained scales, of tiny" in (files / "recovered_scales.md").read_text()
     assert (files / "training_recovery.csv").read_text().splitlines()[1] == "1,3.0,0.001"
 
 

@@ -17,7 +17,7 @@ from tasks.profiling.memory_budget import (
     serving_budget,
     weight_bytes,
 )
-from tasks.profiling.training_memory import NF4_BITS, lora_parameters, training_budget
+from tasks.profiling.training_memory import NF4_BITS, lora_parameters, trained_scales, training_budget
 from tasks.profiling.weight_memory import plain_bytes
 
 GIB, MIB = 2**30, 2**20
@@ -227,6 +227,42 @@ def test_qlora_holds_linear_layers_in_nf4_and_embeddings_in_the_arithmetics_type
     lora = LoraSettings(method="qlora", rank=4)
     base = training_budget(SMOL, TrainingSettings(autocast="bf16"), lora, logit_tokens=128).base_bytes
     assert base == pytest.approx(106_168_320 * 4.127 / 8 + (SMOL.parameters - 106_168_320) * 2, rel=1e-4)
+
+
+def test_trained_scales_by_hand():
+    linear, scales = 106_168_320, trained_scales(SMOL, 64)
+    assert scales.count == linear // 64
+    assert trained_scales(SMOL, -1).count == 30 * (576 + 192 + 192 + 576 + 1536 + 1536 + 576)
+    first = "model.layers.0.mlp.down_proj"  # 576 outputs of 1,536 inputs
+    assert trained_scales(SMOL, 64, [first]).count == scales.count - 576 * (1536 // 64 - 1)
+    for autocast, element_bytes in (("none", 4), ("bf16", 2)):
+        budget = training_budget(SMOL, TrainingSettings(autocast=autocast), scales, logit_tokens=128)
+        teacher = element_bytes * linear + 4 * (SMOL.parameters - linear)
+        assert budget.base_bytes == teacher + linear + (2 + 1 + 4 + 4) * scales.count
+        assert (budget.trained_bytes, budget.optimizer_bytes) == (4 * scales.count, 8 * scales.count)
+        parts = budget.model_dump(exclude={"total_bytes"})
+        assert budget.total_bytes == sum(parts.values())
+        # The weights that were computed with the scales are kept for the backward pass, or one layer's are.
+        again = training_budget(
+            SMOL, TrainingSettings(autocast=autocast), scales, logit_tokens=128, recomputed=True
+        )
+        assert budget.activations_bytes - again.activations_bytes > element_bytes * linear * 29 / 30
+
+
+def test_loading_is_the_peak_of_a_short_recovery():
+    training = TrainingSettings(autocast="bf16", batch_sequences=1, sequence_tokens=16)
+    linear, scales = 106_168_320, trained_scales(SMOL, 64)
+
+    def total(dtype: str, **where: bool) -> int:
+        shape = SMOL.model_copy(update={"dtype": dtype})
+        return training_budget(shape, training, scales, logit_tokens=16, recomputed=True, **where).total_bytes
+
+    # f32: the mapped file, integers, the teacher in bf16, and all else once more; bf16: the mapped file and its weights in f32.
+    f32 = 4 * SMOL.parameters + 3 * linear + 11 * scales.count + 4 * (SMOL.parameters - linear)
+    assert total("F32") == f32 + 45 * MIB
+    assert total("BF16") == 6 * SMOL.parameters + 45 * MIB
+    # A GPU is given the weights as they are trained.
+    assert total("F32", loaded_here=False) == total("BF16", loaded_here=False) < total("BF16")
 
 
 def test_relative_error_needs_a_measurement():

@@ -73,7 +73,7 @@ def test_a_bad_row_is_told_before_anything_runs(model: Path, tmp_path: Path) -> 
         make_workspace(config(tmp_path, model, file))
 
 
-def test_early_stopping_looks_at_all_of_the_search_side_and_at_nothing_else(
+def test_early_stopping_draws_from_all_of_the_search_side_and_from_nothing_else(
     model: Path, tmp_path: Path
 ) -> None:
     workspace = make_workspace(config(tmp_path, model, "text"))

@@ -11,6 +11,7 @@ from tasks.adaptation.lora import with_adapter
 from tasks.profiling.training_memory import trained_scales
 from tasks.release.plan import make_plan
 from tasks.release.preparation import make_workspace
+from tasks.training.memory_saving import predicted_mib
 
 CONFIG = """
 name: needs
@@ -94,8 +95,10 @@ def test_the_plan_names_what_recovery_takes(
     needs = make_plan(workspace).training
     assert [need.method for need in needs] == labels
     if needs:
-        assert needs[-1].trained_parameters == trained_scales(workspace.architecture, group_size).count
-        assert min(need.peak_mib for need in needs) > 0
+        scales, training = trained_scales(workspace.architecture, group_size), workspace.config.adapt.recovery
+        assert needs[-1].trained_parameters == scales.count
+        assert needs[-1].peak_mib == predicted_mib(workspace.architecture, training, scales, "none")
+        assert needs[0].peak_mib > 45  # what torch keeps, beside what is counted
 
 
 def test_recovery_that_does_not_fit_is_refused_before_anything_runs(model: Path) -> None:
