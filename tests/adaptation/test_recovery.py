@@ -76,10 +76,7 @@ def kl(checkpoint: Artifact, grids: Mapping[str, Grid]) -> float:
     ids = torch.tensor(
         [load_tokenizer(checkpoint.folder)("the other keys are not on a cabinet")["input_ids"]]
     )
-    teacher, student = (
-        load_model(checkpoint.folder, torch.float32),
-        load_model(checkpoint.folder, torch.float32),
-    )
+    teacher, student = (load_model(checkpoint.folder, torch.float32) for _ in range(2))
     use_grids(student, grids)
     with torch.no_grad():
         return (
