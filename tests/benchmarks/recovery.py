@@ -2,7 +2,7 @@
 
 Work: the demo model at 4 bits, asymmetric, groups of 64, every artifact of the same bytes, scored as in `PART=four_bit` (which nothing
 was calibrated or trained on). All train STEPS optimizer steps of 1,024 tokens of the same packed C4, one seed. Our rate was chosen of
-two on WikiText-2's validation part (docs/log.md), NNCF's were not searched:
+two on WikiText-2's validation part; of NNCF's a third one was tried, and was no better than the best below (both in docs/log.md):
 
     before               rounded to nearest
     GPTQ                 no training; weights of tokens and Hessians from 32 sections of C4
