@@ -14,7 +14,7 @@ from configs.quality import REFERENCE, QualitySettings
 from configs.quantize import QuantizeSettings
 from configs.section import Section
 from configs.speculation import SpeculationSearch
-from configs.training import AdaptSettings, DatasetSource, DistillSettings
+from configs.training import AdaptSettings, DatasetSource, DistillSettings, TrainingSettings
 from configs.tuning import SchedulerGrid, TuningSettings
 
 
@@ -192,6 +192,13 @@ class Config(Section):
                     f"{name}.speculation is set; speculation is chosen and checked by batching.speculation, for the release; leave it "
                     "out here"
                 )
+
+    @property
+    def possible_recovery(self) -> TrainingSettings | None:
+        """How recovery trains; None where it is off, or no declared format can be recovered."""
+        if self.adapt is None or self.quantize is None or not self.quantize.recoverable:
+            return None
+        return self.adapt.recovery
 
     @property
     def needs_hub(self) -> bool:

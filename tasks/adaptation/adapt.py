@@ -4,7 +4,6 @@ A model adapted to data may move away from the source on purpose, so it is gated
 measured on the artifact that would be served, must be lower with confidence.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,7 +136,9 @@ def _adapt(
         log = train_adapter(
             workspace.source, texts, lora, training, out, scratch, held_out, settings.max_memory_mib
         )
-        card = _card(workspace, texts, lora, with_saving(training, log.saving), log)
+        used = with_saving(training, log.saving)
+        name, base, data = workspace.config.model.name, workspace.source.digest, source_name(workspace)
+        card = model_card(name, base, data, texts, trained=lora, training=used, log=log)
         (out / CARD).write_text(card, encoding="utf-8")
         return log
 
@@ -164,25 +165,6 @@ def _adapt(
     )
     gain = held_out_gain(workspace, None, candidate)
     return Adapted(lora, log, result, gain, training, adapter, merged)
-
-
-def _card(
-    workspace: Workspace,
-    texts: Sequence[str],
-    lora: LoraSettings,
-    training: TrainingSettings,
-    log: TrainingLog,
-) -> str:
-    return model_card(
-        model=workspace.config.model.name,
-        base_digest=workspace.source.digest,
-        data=source_name(workspace),
-        data_digest=digest_of(list(texts)),
-        documents=len(texts),
-        trained=lora,
-        training=training,
-        log=log,
-    )
 
 
 def _merge(workspace: Workspace, adapter: Artifact) -> Artifact:

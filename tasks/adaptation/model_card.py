@@ -4,21 +4,22 @@ Front matter as the Hugging Face hub reads it (https://huggingface.co/docs/hub/m
 """
 
 import json
+from collections.abc import Sequence
 
 from configs.training import LoraSettings, TrainingSettings
 from configs.weights import WeightSettings
+from tasks.store.digest import digest_of
 from tasks.training.log import TrainingLog
 
 NAME = "README.md"
 
 
 def model_card(
-    *,
     model: str,
     base_digest: str,
     data: str,
-    data_digest: str,
-    documents: int,
+    texts: Sequence[str],
+    *,
     trained: LoraSettings | WeightSettings,
     training: TrainingSettings,
     log: TrainingLog,
@@ -29,8 +30,7 @@ def model_card(
         model: the base model's name.
         base_digest: of the checkpoint that the adapter was trained on, or of the grids whose scales were.
         data: what the documents come from.
-        data_digest: of the documents, in order.
-        documents: how many there were.
+        texts: the documents, in order.
         trained: an adapter's method, rank, scale and targets, or the format of the integers whose scales learnt.
         training: steps, batch, learning rate, with `autocast` decided.
         log: of the training.
@@ -44,7 +44,7 @@ def model_card(
     }
     facts = [
         ("base checkpoint" if is_adapter else "grids trained from", f"`{base_digest}`"),
-        ("training data", f"{data}: {documents} documents, digest `{data_digest}`"),
+        ("training data", f"{data}: {len(texts)} documents, digest `{digest_of(list(texts))}`"),
         ("method" if is_adapter else "format", _settings(trained.model_dump(mode="json"))),
         ("training", _settings(training.model_dump(mode="json"))),
         ("trained", f"{log.steps} steps, {log.tokens} tokens, {log.trainable_parameters} parameters"),

@@ -17,7 +17,7 @@ from tasks.release.candidate import Candidate
 from tasks.release.judging import judge_candidate, screen_candidate
 from tasks.release.measuring import make_candidate, measure_candidate
 from tasks.release.stage_result import CandidateResult, StageResult
-from tasks.release.training_data import search_texts
+from tasks.release.training_data import TRAIN_PART, search_texts
 from tasks.release.workspace import Workspace
 from tasks.store.artifact import Artifact
 from tasks.store.digest import digest_of
@@ -74,7 +74,15 @@ def recover_challenger(workspace: Workspace, settings: AdaptSettings, challenger
         text=judged.text
         | {
             "training_recovery.csv": curve_csv(log),
-            CARD: _card(workspace, start.digest, stored_as, training, log),
+            CARD: model_card(
+                workspace.config.model.name,
+                start.digest,
+                TRAIN_PART,
+                _texts(workspace),
+                trained=stored_as,
+                training=training,
+                log=log,
+            ),
         },
     )
 
@@ -110,22 +118,6 @@ def _metrics(workspace: Workspace, training: TrainingSettings, log: TrainingLog)
     predicted = predicted_mib(workspace.architecture, training, scales, log.saving)
     named = training_metrics("recovery", log) | peak_metrics("recovery", predicted, log)
     return {f"train/{name}": value for name, value in named.items()}
-
-
-def _card(
-    workspace: Workspace, start: str, stored_as: WeightSettings, training: TrainingSettings, log: TrainingLog
-) -> str:
-    texts = _texts(workspace)
-    return model_card(
-        model=workspace.config.model.name,
-        base_digest=start,
-        data="the train part of quality.text",
-        data_digest=digest_of(list(texts)),
-        documents=len(texts),
-        trained=stored_as,
-        training=training,
-        log=log,
-    )
 
 
 def _means(is_rounded: bool, log: TrainingLog) -> str:

@@ -4,7 +4,6 @@ import time
 
 import numpy as np
 
-from configs.training import TrainingSettings
 from tasks.profiling.weight_memory import weight_bytes
 from tasks.release.workspace import Workspace
 
@@ -23,7 +22,7 @@ def disk_bytes(workspace: Workspace) -> int:
     full_precision = 4 * architecture.parameters
     declared = config.quantize.declared if config.quantize else ()
     trained = len(config.adapt.methods) if config.adapt and config.adapt.data else 0
-    recovered = _recovery(workspace) is not None
+    recovered = config.possible_recovery is not None
     return (
         2 * full_precision * (1 + trained)
         + recovered * 2 * architecture.parameters  # a byte an integer, before and after
@@ -50,7 +49,7 @@ def rollout_seconds(workspace: Workspace) -> float:
         if config.adapt and training
         else 0
     )
-    recovery = _recovery(workspace)
+    recovery = config.possible_recovery
     recovered = recovery.steps * recovery.batch_sequences * recovery.sequence_tokens if recovery else 0
     scored = gate * (2 + (training is not None)) + search * (candidates + 1)
     requests = config.requests
@@ -65,14 +64,6 @@ def rollout_seconds(workspace: Workspace) -> float:
         + (3 * trained + 4 * recovered) * token_s  # recovery has a teacher
         + 2 * served * source_token_s
     )
-
-
-def _recovery(workspace: Workspace) -> TrainingSettings | None:
-    """How recovery trains; None where it is off, or no declared format can be recovered."""
-    config = workspace.config
-    if config.adapt is None or config.quantize is None or not config.quantize.recoverable:
-        return None
-    return config.adapt.recovery
 
 
 def matrix_rate(size: int = 1024) -> float:

@@ -8,6 +8,8 @@ from tasks.release.workspace import Workspace
 from tasks.store.digest import code_digest, digest_of
 from tasks.store.record import Record
 
+TRAIN_PART = "the train part of quality.text"
+
 
 class Leakage(Record):
     """What was found.
@@ -42,7 +44,7 @@ def rows_digest(workspace: Workspace) -> str | None:
 def source_name(workspace: Workspace) -> str:
     """What the training rows come from, in words."""
     source = _source(workspace)
-    return "the train part of quality.text" if source is None else name_of(source)
+    return TRAIN_PART if source is None else name_of(source)
 
 
 def search_texts(workspace: Workspace) -> tuple[str, ...]:

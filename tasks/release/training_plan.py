@@ -55,14 +55,21 @@ def training_needs(workspace: Workspace) -> tuple[TrainingNeed, ...]:
 
 def _recovery(workspace: Workspace, settings: AdaptSettings) -> tuple[TrainingNeed, ...]:
     quantize, architecture = workspace.config.quantize, workspace.architecture
-    formats = {(each.engine, each.weights) for each in (quantize.recoverable if quantize else ())}
-    if settings.recovery is None or not formats:
+    asked = workspace.config.possible_recovery
+    if asked is None or quantize is None:
         return ()
+    formats = {(each.engine, each.weights) for each in quantize.recoverable}
+    # Layers that are named stay at 8 bits, with a scale a channel but for ONNX Runtime; which a budget names is not known yet.
     scales = max(
-        (trained_scales(architecture, weights.group_size) for _, weights in formats),
+        (
+            trained_scales(
+                architecture, weights.group_size, () if engine == "onnxruntime" else weights.int8_layers
+            )
+            for engine, weights in formats
+        ),
         key=lambda each: each.count,
     )
-    training = decide_autocast(workspace, settings.recovery)
+    training = decide_autocast(workspace, asked)
     needs = [_need(workspace, settings, "recovery", training, scales)]
     rounded = [(engine, weights.by_gptq()) for engine, weights in formats if not weights.is_from_grids]
     if rounded:

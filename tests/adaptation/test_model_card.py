@@ -3,6 +3,7 @@
 from configs.training import LoraSettings, TrainingSettings
 from configs.weights import WeightSettings
 from tasks.adaptation.model_card import model_card
+from tasks.store.digest import digest_of
 from tasks.training.log import TrainingLog
 
 LOG = TrainingLog(
@@ -11,17 +12,17 @@ LOG = TrainingLog(
 )  # fmt: skip
 
 
+TEXTS = ["one", "two", "three"]
 LORA = LoraSettings(method="dora", rank=8, target_modules=r".*\.(q|v)_proj")
 INT4 = WeightSettings(bits=4, symmetric=False, group_size=64, calibration="gptq")
 
 
 def card(trained: LoraSettings | WeightSettings = LORA, **changes: object) -> str:
     return model_card(
-        model="tiny",
-        base_digest="a" * 64,
-        data="rows.jsonl",
-        data_digest="b" * 64,
-        documents=3,
+        "tiny",
+        "a" * 64,
+        "rows.jsonl",
+        TEXTS,
         trained=trained,
         training=TrainingSettings(steps=4, autocast="none"),
         log=LOG.model_copy(update=changes),
@@ -39,7 +40,7 @@ def test_the_front_matter_is_what_the_hub_reads() -> None:
 def test_data_base_settings_and_losses_are_named() -> None:
     text = card()
     for part in (
-        "a" * 64, "rows.jsonl: 3 documents", "b" * 64, "rank 8", 'autocast "none"', "4 steps, 512 tokens, 77 parameters",
+        "a" * 64, "rows.jsonl: 3 documents", digest_of(TEXTS), "rank 8", 'autocast "none"', "4 steps, 512 tokens, 77 parameters",
         "3.5000 to 2.5000 nats", "3.6000 after 0, 2.9000 after 4 steps; the state after 4 was kept", r".(q\|v)_proj",
     ):  # fmt: skip
         assert part in text

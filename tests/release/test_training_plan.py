@@ -8,6 +8,7 @@ from tiny_llama import tiny_llama
 from configs.load import ConfigError, load_config
 from configs.schema import Config
 from tasks.adaptation.lora import with_adapter
+from tasks.profiling.grid_memory import TORCH_BYTES
 from tasks.profiling.training_memory import trained_scales
 from tasks.release.plan import make_plan
 from tasks.release.preparation import make_workspace
@@ -98,7 +99,8 @@ def test_the_plan_names_what_recovery_takes(
         scales, training = trained_scales(workspace.architecture, group_size), workspace.config.adapt.recovery
         assert needs[-1].trained_parameters == scales.count
         assert needs[-1].peak_mib == predicted_mib(workspace.architecture, training, scales, "none")
-        assert needs[0].peak_mib > 45  # what torch keeps, beside what is counted
+    if len(needs) == 2:
+        assert needs[0].peak_mib > TORCH_BYTES / 2**20  # beside the checkpoint and what a backward pass keeps
 
 
 def test_recovery_that_does_not_fit_is_refused_before_anything_runs(model: Path) -> None:
